@@ -1,0 +1,475 @@
+"""What does a configuration build? The composition root: one function a script."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from rich.console import Console
+
+from ldm import rng
+from ldm.check import field_problems, group_problems, nearest, target_problems, unknown_keys
+from ldm.cli import ConfigError
+
+log = logging.getLogger(__name__)
+Config = dict[str, Any]
+REQUEUE = 75
+TASKS = ("diffusion", "vae", "clip")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GROUPS = [
+    "data",
+    "models.unet",
+    "models.vae",
+    "models.text",
+    "diffusion.schedules",
+    "diffusion.prediction",
+    "diffusion.weighting",
+    "diffusion.times",
+    "sampling",
+    "training.trainer",
+    "training.optim",
+    "training.ema",
+    "training.callbacks",
+    "training.logger",
+]
+TOP = [
+    "data",
+    "models",
+    "diffusion",
+    "sampling",
+    "training",
+    "task",
+    "name",
+    "run_dir",
+    "seed",
+    "resume",
+    "init_from",
+    "weights",
+]
+
+
+# -- training -----------------------------------------------------------------------------------
+
+
+def train(cfg: Config) -> int:
+    """Trains what the configuration says. Returns the exit code: 0, or 75 to be started again."""
+    raise_all(check_train(cfg))
+    from ldm.training import run_folder
+
+    run_dir = Path(cfg["run_dir"])
+    try:
+        start = run_folder.find_start(run_dir, cfg["resume"], cfg["init_from"])
+        job = _build_job(cfg, start.samples)
+        problems = start.checkpoint and run_folder.resume_problems(job.card, start.checkpoint)
+        raise_all(list(problems or []))
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+    if start.samples >= job.plan.total_samples:
+        log.info("%s is finished: %d samples seen", run_dir, start.samples)
+        return 0
+    main_process = run_folder.is_main_process()
+    if main_process:
+        text = describe_plan(cfg, job, start.samples)
+        Console(stderr=True).print(text, highlight=False)
+        run_folder.write_folder(run_dir, job.card, yaml.safe_dump(cfg, sort_keys=False), text)
+        job.save_frozen(run_dir / "frozen")
+    return _fit(cfg, job, start, run_dir)
+
+
+def check_train(cfg: Config) -> list[str]:
+    """Every problem of the configuration that can be found without opening data or weights."""
+    from ldm.training.plan import RunSettings
+
+    problems = unknown_keys(cfg, TOP, "")
+    problems += group_problems(cfg, GROUPS)
+    for part in ("data", "models", "diffusion", "training"):
+        problems += target_problems(cfg.get(part), part)
+    if problems:
+        return problems
+    groups = ["trainer", "optim", "ema", "callbacks", "logger", "vae_loss"]
+    problems += field_problems(cfg["training"], RunSettings, "training", extra=groups)
+    problems += _sampling_problems(cfg["sampling"])
+    for path, allowed in (
+        ("models", ["unet", "vae", "text", "vae_weights", "vae_dtype"]),
+        (
+            "diffusion",
+            [
+                *(g.split(".")[1] for g in GROUPS if g.startswith("diffusion")),
+                "offset_noise",
+                "input_perturbation",
+            ],
+        ),
+        ("training.callbacks", ["samples", "validation"]),
+    ):
+        node = cfg
+        for key in path.split("."):
+            node = node[key]
+        problems += unknown_keys(node, allowed, path)
+    choices = {"task": TASKS, "weights": ("ema", "raw"), "models.vae_dtype": tuple(DTYPES)}
+    values = {**cfg, "models.vae_dtype": cfg["models"]["vae_dtype"]}
+    for key, allowed in choices.items():
+        if values[key] not in allowed:
+            problems.append(f"{key}={values[key]!r}; allowed: {', '.join(allowed)}")
+    if isinstance(cfg["seed"], bool) or not isinstance(cfg["seed"], int):
+        problems.append(f"seed={cfg['seed']!r}; give an integer")
+    return problems or _value_problems(cfg)
+
+
+def _value_problems(cfg: Config) -> list[str]:
+    """What the parts themselves say about their values, and how they fit together."""
+    problems: list[str] = []
+
+    def attempt(node: Config) -> Any:
+        try:
+            return build(node)
+        except Exception as error:
+            problems.append(str(error.__cause__ or error))
+            return None
+
+    training = cfg["training"]
+    leaves = [training[name] for name in ("trainer", "optim", "ema", "logger")]
+    leaves += list(training["callbacks"].values())
+    for leaf in leaves:
+        settings = attempt(leaf)
+        problems += [] if settings is None else settings.problems()
+    problems += run_settings(cfg).problems()
+    unet, vae = attempt(cfg["models"]["unet"]), attempt(cfg["models"]["vae"])
+    data = attempt(cfg["data"])
+    if cfg["task"] == "diffusion":
+        try:
+            build_objective(cfg["diffusion"])
+        except Exception as error:
+            problems.append(f"diffusion: {error.__cause__ or error}")
+    factor = getattr(vae, "factor", 1)
+    if data is not None and vae is not None and cfg["task"] != "clip":
+        depth = (
+            2 ** (len(unet.block_out_channels) - 1) if unet and cfg["task"] == "diffusion" else 1
+        )
+        multiple = factor * depth
+        if data.size % multiple:
+            near = max(data.size // multiple, 1) * multiple
+            problems.append(
+                f"data.size={data.size} px is not a multiple of {multiple} (the VAE's factor {factor}"
+                f" x {depth} of the UNet); use {near} or {near + multiple}"
+            )
+    return problems
+
+
+def _sampling_problems(node: Mapping[str, Any]) -> list[str]:
+    from ldm.pipeline import SamplingDefaults
+    from ldm.sampling.presets import SAMPLERS
+
+    allowed = [f.name for f in fields(SamplingDefaults)]
+    problems = unknown_keys(node, allowed, "sampling")
+    if node.get("sampler") not in SAMPLERS:
+        known = nearest(node.get("sampler"), list(SAMPLERS))
+        problems.append(
+            f"sampling.sampler={node.get('sampler')!r} is unknown{known}; "
+            f"known: {', '.join(SAMPLERS)}"
+        )
+    return problems
+
+
+@dataclass(frozen=True)
+class Job:
+    """The parts of a run, built."""
+
+    module: Any
+    data: Any
+    plan: Any
+    card: Config
+    encoders: Any | None
+    defaults: Any
+
+    def save_frozen(self, folder: Path) -> None:
+        """Keeps the frozen encoders in the run folder, once."""
+        if self.encoders is not None:
+            from ldm.io.frozen import save_frozen
+
+            save_frozen(folder, self.encoders.codec, self.encoders.text)
+
+
+def _build_job(cfg: Config, samples: int) -> Job:
+    from ldm.data.source import open_data
+    from ldm.training.plan import make_plan
+
+    with torch.random.fork_rng():
+        torch.manual_seed(rng.fold(cfg["seed"], "init"))
+        data = open_data(build(cfg["data"]), seed=cfg["seed"])
+        settings = run_settings(cfg)
+        world = build(cfg["training"]["trainer"]).world_size
+        plan = make_plan(
+            settings, train_size=data.train_size, val_size=data.val_size, world_size=world
+        )
+        builder = {"diffusion": _diffusion, "vae": _vae, "clip": _clip}[cfg["task"]]
+        return builder(cfg, data, plan, settings)
+
+
+def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
+    from ldm.io.frozen import load_vae_weights, plain, vae_card
+    from ldm.models.codec import Codec
+    from ldm.models.unet import UNet
+    from ldm.pipeline import SamplingDefaults
+    from ldm.training.encoders import FrozenEncoders
+    from ldm.training.module import DiffusionModule
+
+    unet_config, vae_config = build(cfg["models"]["unet"]), build(cfg["models"]["vae"])
+    text = build(cfg["models"]["text"])
+    vae = load_vae_weights(vae_config, cfg["models"]["vae_weights"])
+    dtype = DTYPES[cfg["models"]["vae_dtype"]]
+    codec = Codec(vae.to(dtype).eval().requires_grad_(False), vae.config.scaling_factor)
+    raise_all(_fit_problems(unet_config, codec, text))
+    size = cfg["sampling"]["size"] or [data.size, data.size]
+    defaults = SamplingDefaults(**{**cfg["sampling"], "size": tuple(size)})
+    objective = build_objective(cfg["diffusion"])
+    spec = text.spec()
+    card = _card(cfg, data) | {
+        "unet": plain(asdict(unet_config)),
+        "vae": vae_card(codec, cfg["models"]["vae_weights"]),
+        "text": spec,
+        "objective": objective.spec(),
+        "null": spec["null"],
+        "sampling": plain(asdict(defaults)),
+        "frozen": {"vae": "frozen/vae.safetensors", "text": "frozen/text"},
+        "frozen_at": None,
+    }
+    unet = UNet(unet_config)
+    if cfg["init_from"]:
+        card["parent"] = _initialise(unet, cfg["init_from"], cfg["weights"])
+    encoders = FrozenEncoders(codec, text, seed=cfg["seed"], cache_captions=settings.cache_captions)
+    module = DiffusionModule(
+        unet,
+        encoders,
+        objective,
+        plan=plan,
+        optim=build(cfg["training"]["optim"]),
+        seed=cfg["seed"],
+        card=card,
+        caption_dropout=settings.caption_dropout,
+        gradient_clip=settings.gradient_clip,
+        ema_half_life=build(cfg["training"]["ema"]).half_life,
+        channels_last=settings.channels_last,
+        compile=settings.compile,
+    )
+    return Job(module, data, plan, card, encoders, defaults)
+
+
+def _vae(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
+    from ldm.io.frozen import load_vae_weights, plain
+    from ldm.models.vae import build_vae
+    from ldm.training.vae_module import VAEModule
+
+    config = build(cfg["models"]["vae"])
+    source = cfg["init_from"] or cfg["models"]["vae_weights"]
+    vae = load_vae_weights(config, source) if source else build_vae(config)
+    card = _card(cfg, data) | {"vae": {"config": plain(asdict(config))}}
+    module = VAEModule(
+        vae,
+        build(cfg["training"]["vae_loss"]),
+        plan=plan,
+        optim=build(cfg["training"]["optim"]),
+        seed=cfg["seed"],
+        card=card,
+        gradient_clip=settings.gradient_clip,
+        ema_half_life=build(cfg["training"]["ema"]).half_life,
+    )
+    return Job(module, data, plan, card, None, None)
+
+
+def _clip(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
+    from ldm.training.clip_module import ClipModule
+
+    pair = build(cfg["models"]["text"])
+    card = _card(cfg, data) | {"clip": pair.spec()}
+    module = ClipModule(
+        pair,
+        plan=plan,
+        optim=build(cfg["training"]["optim"]),
+        seed=cfg["seed"],
+        card=card,
+        gradient_clip=settings.gradient_clip,
+        ema_half_life=build(cfg["training"]["ema"]).half_life,
+    )
+    return Job(module, data, plan, card, None, None)
+
+
+def _fit(cfg: Config, job: Job, start: Any, run_dir: Path) -> int:
+    from ldm.training.callbacks.checkpointing import RunCheckpoint
+    from ldm.training.callbacks.metrics import Metrics
+    from ldm.training.callbacks.progress import SamplesProgress
+    from ldm.training.callbacks.validation import Validation
+    from ldm.training.datamodule import DataModule
+    from ldm.training.loggers import build_loggers, log_texts
+    from ldm.training.trainer import build_trainer
+
+    training = cfg["training"]
+    run_id = f"{cfg['name']}-{rng.fold(cfg['seed'], str(run_dir.resolve())):016x}"[-40:]
+    loggers = build_loggers(
+        build(training["logger"]),
+        run_dir,
+        name=cfg["name"],
+        run_id=run_id,
+        resume_from=start.samples,
+    )
+    checkpoints = RunCheckpoint(run_dir / "checkpoints", keep=training["keep_checkpoints"])
+    callbacks: list[Any] = [Metrics(job.data.quarantine(run_dir)), SamplesProgress()]
+    callbacks.append(Validation(build(training["callbacks"]["validation"]), job.data))
+    if job.encoders is not None and job.plan.sample_every:
+        callbacks.append(_sample_grid(cfg, job, run_dir, loggers))
+    callbacks.append(checkpoints)
+    trainer = build_trainer(
+        build(training["trainer"]), job.plan, callbacks=callbacks, loggers=loggers, run_dir=run_dir
+    )
+    log_texts(loggers, cfg, (run_dir / "plan.txt").read_text())
+    try:
+        trainer.fit(job.module, DataModule(job.data), ckpt_path=start.checkpoint)
+    except BaseException:
+        if trainer.is_global_zero and trainer.world_size > 1 and trainer.strategy.launcher:
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # a hanging child would stay an orphan
+        raise
+    return REQUEUE if checkpoints.preempted else 0
+
+
+def _sample_grid(cfg: Config, job: Job, run_dir: Path, loggers: list[Any]) -> Any:
+    from functools import partial
+
+    from ldm.pipeline import Pipeline
+    from ldm.training.callbacks.sampling import SampleGrid
+    from ldm.training.loggers import log_images
+
+    pipeline = Pipeline(
+        job.module.unet,
+        job.encoders.codec,
+        job.encoders.text,
+        job.module.objective,
+        defaults=job.defaults,
+        null=job.card["null"],
+    )
+    settings = build(cfg["training"]["callbacks"]["samples"])
+    return SampleGrid(pipeline, run_dir / "samples", settings, sink=partial(log_images, loggers))
+
+
+# -- data ---------------------------------------------------------------------------------------
+
+
+def make_shards(cfg: Config) -> int:
+    """Writes webdataset shards from a source of pictures and captions."""
+    raise_all(
+        unknown_keys(cfg, ["data", "out", "writer", "overwrite"], "") + target_problems(cfg, "")
+    )
+    try:
+        build(cfg["writer"]).write(build(cfg["data"]))
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        raise ConfigError(str(error)) from error
+    except InstantiationException as error:
+        raise ConfigError(str(error.__cause__ or error)) from error
+    return 0
+
+
+# -- parts ----------------------------------------------------------------------------------------
+
+
+def build(node: Mapping[str, Any]) -> Any:
+    """The object of a node with a `_target_`; app.check has compared it with the signature."""
+    return instantiate(dict(node), _convert_="all")
+
+
+def build_objective(node: Mapping[str, Any]) -> Any:
+    """Schedule, prediction, weighting and times as one Objective."""
+    from ldm.diffusion.objective import Objective
+
+    return Objective(
+        schedule=build(node["schedules"]),
+        prediction=build(node["prediction"]),
+        weighting=build(node["weighting"]),
+        times=build(node["times"]),
+        offset_noise=node["offset_noise"],
+        input_perturbation=node["input_perturbation"],
+    )
+
+
+def run_settings(cfg: Config) -> Any:
+    """The `training` keys that are not groups."""
+    from ldm.training.plan import RunSettings
+
+    names = {f.name for f in fields(RunSettings)}
+    return RunSettings(**{k: v for k, v in cfg["training"].items() if k in names})
+
+
+def raise_all(problems: list[str]) -> None:
+    """One error with every problem."""
+    if problems:
+        raise ConfigError(
+            "\n  ".join(["the configuration has problems:", *problems])
+            if len(problems) > 1
+            else problems[0]
+        )
+
+
+def _fit_problems(unet: Any, codec: Any, text: Any) -> list[str]:
+    problems = []
+    if unet.out_channels != codec.latent_channels:
+        problems.append(
+            f"models.unet.out_channels={unet.out_channels}, but the VAE has "
+            f"{codec.latent_channels} latent channels"
+        )
+    width = unet.cross_attention_dim
+    if (width or 0) != text.width:
+        problems.append(
+            f"models.unet.cross_attention_dim={width}, but the text encoder's contexts "
+            f"are {text.width or 'none'} wide; set it to {text.width or 'null'}"
+        )
+    return problems
+
+
+def _initialise(unet: Any, source: str, weights: str) -> Config:
+    """Weights of another model into `unet`. Returns the lineage for the card."""
+    from ldm.io.checkpoint import tensors_hash
+    from ldm.io.frozen import load_into
+    from ldm.io.load import find
+
+    found = find(source, weights=weights)
+    load_into(unet, {k: v.float() for k, v in found.tensors.items()}, source)
+    log.info("init_from: %s (%s weights, %d tensors)", source, found.weights, len(found.tensors))
+    return {
+        "source": source,
+        "weights": found.weights,
+        "hash": tensors_hash(found.tensors),
+        "samples_seen": found.card.get("samples_seen", 0),
+    }
+
+
+def _card(cfg: Config, data: Any) -> Config:
+    from ldm.io.checkpoint import CARD_FORMAT
+    from ldm.training.run_folder import provenance
+
+    return {
+        "format": CARD_FORMAT,
+        "task": cfg["task"],
+        "name": cfg["name"],
+        "seed": cfg["seed"],
+        "batch_size": cfg["training"]["batch_size"],
+        "data": data.spec(),
+        "made_with": provenance(),
+    }
+
+
+def describe_plan(cfg: Config, job: Job, samples: int) -> str:
+    """What the run will do, printed before the first step and kept as plan.txt."""
+    from ldm.training.plan import describe
+
+    optim = build(cfg["training"]["optim"])
+    head = {
+        "run folder": cfg["run_dir"],
+        "going on after": f"{samples:,} samples" if samples else "",
+    }
+    trained = sum(p.numel() for p in job.module.parameters() if p.requires_grad)
+    return describe(job.plan, parameters=trained, lr=optim.summary(), head=head)

@@ -1,0 +1,50 @@
+"""How do the members of a sample become pixels and a caption?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ldm import rng
+from ldm.data.captions import BadSampleError, Captions
+from ldm.data.collate import Example
+from ldm.data.decode import decode
+from ldm.data.transforms import Transform
+
+IMAGE_EXTS = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Decode, transform, choose the caption; all chance is keyed by (seed, purpose, number)."""
+
+    transform: Transform
+    seed: int
+    captions: Captions = field(default_factory=Captions)
+    max_pixels: int = 100_000_000
+    image_exts: tuple[str, ...] = IMAGE_EXTS
+
+    @property
+    def exts(self) -> tuple[str, ...]:
+        """The members that are needed."""
+        return (*self.image_exts, self.captions.ext)
+
+    def draws(self, index: Tensor) -> NDArray[np.float32]:
+        """The uniforms of these samples, all in one go: [B] int64 -> [B,5]."""
+        caption_u = rng.uniform(self.seed, "caption", index, (1,)).numpy()
+        return np.concatenate([self.transform.draws(self.seed, index), caption_u], axis=1)
+
+    def make(
+        self, number: int, key: str, members: Mapping[str, bytes], draws: NDArray[np.float32]
+    ) -> Example:
+        """Sample `number` of the run from its members; BadSampleError when it cannot be used."""
+        caption = self.captions.choose(members, float(draws[4]))  # first: it costs less
+        data = next((members[ext] for ext in self.image_exts if ext in members), None)
+        if data is None:
+            raise BadSampleError(f"no picture; the sample has {', '.join(sorted(members))}")
+        shown = self.transform.apply(decode(data, max_pixels=self.max_pixels), draws[:4])
+        return Example(number, key, caption, shown)

@@ -1,0 +1,82 @@
+"""What becomes of samples that could not be used?"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from ldm.types import Skipped
+
+log = logging.getLogger(__name__)
+
+_FREE = 16  # so many bad samples never stop a run: a ratio of few samples says nothing
+
+
+class TooManyBadSamplesError(RuntimeError):
+    """So much of the data is unusable that the run would not be the one that was asked for."""
+
+
+class Quarantine:
+    """Counts, logs and writes down (shard, key, reason); nothing is ever deleted.
+
+    path: a `quarantine.jsonl`, one line per sample however often it is met, also over restarts;
+    None writes nothing. max_ratio: of the samples seen.
+    """
+
+    def __init__(self, path: Path | None = None, *, max_ratio: float = 0.01) -> None:
+        if not 0.0 <= max_ratio <= 1.0:
+            raise ValueError(f"max_bad_ratio={max_ratio} is not a ratio; use 0 … 1")
+        self.path = path
+        self.max_ratio = max_ratio
+        self.count = 0  # meetings since this process started
+        self.reasons: Counter[str] = Counter()
+        self._known = _read(path)
+
+    def add(self, skipped: Iterable[Skipped]) -> int:
+        """Take up the skipped samples of a batch; gives how many there were."""
+        fresh = []
+        added = 0
+        for bad in skipped:
+            added += 1
+            self.reasons[bad.reason.split(":")[0]] += 1
+            if (bad.shard, bad.key) not in self._known:
+                self._known.add((bad.shard, bad.key))
+                fresh.append(bad)
+                log.warning("sample left out: %s %s: %s", bad.shard, bad.key, bad.reason)
+        self.count += added
+        if fresh and self.path is not None:
+            lines = [
+                json.dumps({"shard": b.shard, "key": b.key, "reason": b.reason}) for b in fresh
+            ]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(line + "\n" for line in lines))
+        return added
+
+    def check(self, samples: int) -> None:
+        """Stop the run when more than max_ratio of the `samples` read by this process were bad."""
+        if self.count <= max(_FREE, self.max_ratio * samples):
+            return
+        most = ", ".join(f"{count} × {reason}" for reason, count in self.reasons.most_common(3))
+        where = f" (listed in {self.path})" if self.path is not None else ""
+        raise TooManyBadSamplesError(
+            f"{self.count} of {samples} samples could not be used, above "
+            f"data.max_bad_ratio={self.max_ratio}: {most}{where}. Repair the shards, "
+            "or raise data.max_bad_ratio"
+        )
+
+
+def _read(path: Path | None) -> set[tuple[str, str]]:
+    """The samples that a file lists already; a last line cut short by a crash is passed over."""
+    known = set()
+    if path is not None and path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+                known.add((str(entry["shard"]), str(entry["key"])))
+            except (ValueError, KeyError, TypeError):
+                continue
+    return known

@@ -1,0 +1,160 @@
+"""What do all text encoders with a network share?
+
+n captions or rows, L tokens, D context width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ldm.models.text.base import NULLS, Spec, dtype_name
+from ldm.models.text.sources import Origin
+from ldm.models.text.tokens import CaptionTokens, Tokens
+from ldm.types import Conditioning
+
+SPEC_FILE = "text.json"
+
+
+class NetworkText(ABC):
+    """The TextEncoder protocol around a network and a tokenizer; a kind adds `context`."""
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self, *, module: nn.Module, tokens: CaptionTokens, width: int, null: str, origin: Origin
+    ) -> None:
+        if null not in NULLS:
+            raise ValueError(f"null={null!r} is not known; use one of {', '.join(NULLS)}")
+        self.module = module
+        self.tokens = tokens
+        self.width = width
+        self.null_kind = null
+        self.origin = origin
+        self.gradients = False
+        self.trained = False
+        self._hash = ""
+        self.freeze()
+
+    @property
+    def max_tokens(self) -> int:
+        return self.tokens.max_tokens
+
+    @property
+    def truncated(self) -> int:
+        return self.tokens.truncated
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def encode(self, captions: Sequence[str]) -> Conditioning:
+        tokens = self.tokens(captions).to(self.device)
+        with ExitStack() as stack:
+            if not self.gradients:
+                stack.enter_context(torch.no_grad())
+                stack.enter_context(torch.autocast(self.device.type, enabled=False))
+            context = self.context(tokens).float()  # [n,L] -> [n,L,D]
+        return Conditioning(context, self.context_mask(tokens))
+
+    def null(self, n: int) -> Conditioning:
+        # Computed anew: a cached row would be stale once an adapter is attached.
+        row = self.encode([""])
+        assert row.context is not None
+        context = torch.zeros_like(row.context) if self.null_kind == "zeros" else row.context
+        mask = None if row.mask is None else row.mask.expand(n, -1)
+        return Conditioning(context.expand(n, -1, -1), mask)
+
+    @abstractmethod
+    def context(self, tokens: Tokens) -> Tensor:
+        """The network on ids [n,L], in its own dtype: [n,L,D]."""
+
+    def context_mask(self, tokens: Tokens) -> Tensor | None:
+        """What cross-attention may see, [n,L] bool; None: every position, pads included."""
+        return None
+
+    def options(self) -> Spec:
+        """The choices beside source and null that change the context."""
+        return {}
+
+    def named_weights(self) -> Mapping[str, Tensor]:
+        """The weights under their names in files, which do not depend on library versions."""
+        return self.module.state_dict()
+
+    @abstractmethod
+    def save_weights(self, folder: Path) -> None:
+        """Config and weights (safetensors, in the current dtype) into `folder`."""
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.save_weights(folder)
+        self.tokens.save(folder)
+        (folder / SPEC_FILE).write_text(json.dumps(self.spec(), indent=2) + "\n")
+
+    def spec(self) -> Spec:
+        return {
+            "kind": self.kind,
+            **asdict(self.origin),
+            **self.options(),
+            "null": self.null_kind,
+            "width": self.width,
+            "max_tokens": self.max_tokens,
+            "dtype": dtype_name(self.dtype),
+            "trained": self.trained,
+            "hash": self.hash(),
+            "tokenizer_hash": self.tokens.hash(),
+        }
+
+    def hash(self) -> str:
+        """Hash of the frozen weights, computed once; of trained ones at every call."""
+        if self.trained or not self._hash:
+            self._hash = weights_hash(self.named_weights())
+        return self._hash
+
+    def to(self, device: torch.device | str) -> Self:
+        self.module.to(device)
+        return self
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        self.module.to(dtype)
+        self._hash = ""
+        return self
+
+    def freeze(self) -> Self:
+        self.module.eval().requires_grad_(False)
+        self.gradients = False
+        self.trained = False
+        self._hash = ""
+        return self
+
+    def allow_gradients(self) -> Self:
+        self.gradients = True
+        return self
+
+    def unfreeze(self) -> Self:
+        self.module.train().requires_grad_(True)
+        self.trained = True
+        return self.allow_gradients()
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """blake2b of names, shapes and fp32 values: the file's half precision plays no part."""
+    digest = hashlib.blake2b(digest_size=20)
+    for name in sorted(state):
+        values = state[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}{tuple(values.shape)}".encode())
+        digest.update(values.numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,80 @@
+"""What is logged while training, and what stops it when it is no longer finite?"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from ldm.data.quarantine import Quarantine
+from ldm.training.base import Batch, TrainedModule
+from ldm.training.plan import crossed
+
+log = logging.getLogger(__name__)
+
+
+class Metrics(Callback):
+    """Loss, learning rate, gradient norm and images/s every `plan.log_every` samples.
+
+    The only place of the loop that waits for the device. encoders_finite: asks the frozen
+    encoders whether everything since the last call was finite; captions_cut: how many captions
+    were longer than the text encoder's window.
+    """
+
+    def __init__(self, quarantine: Quarantine) -> None:
+        self.quarantine = quarantine
+        self._since = 0.0
+        self._seen = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, TrainedModule)
+        self._restart(pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: object,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        assert isinstance(pl_module, TrainedModule)
+        if batch.skipped:
+            self.quarantine.add(batch.skipped)
+        if trainer.fit_loop._should_accumulate():
+            return
+        seen, plan = pl_module.samples_seen, pl_module.plan
+        at_end = trainer.global_step >= plan.steps
+        if at_end or crossed(plan.log_every, seen - plan.batch_size, seen):
+            self._log(trainer, pl_module)
+
+    def _log(self, trainer: L.Trainer, module: TrainedModule) -> None:
+        means = module.take_means()  # sync point
+        seconds = time.perf_counter() - self._since - module.paused_s
+        metrics = {f"train/{name}": value for name, value in means.items()}
+        metrics["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        metrics["grad_norm"] = float(module.grad_norm)
+        metrics["images_per_s"] = (module.samples_seen - self._seen) / max(seconds, 1e-9)
+        metrics["epoch"] = module.samples_seen / module.plan.train_size
+        metrics["skipped"] = float(self.quarantine.count)
+        metrics |= module.extra_metrics()
+        if module.device.type == "cuda":
+            metrics["memory_gib"] = torch.cuda.max_memory_allocated(module.device) / 2**30
+        module.record(metrics)
+        module.last_metrics = metrics
+        self._restart(module)
+        if not math.isfinite(metrics["train/loss"]):
+            raise RuntimeError(
+                f"the loss is {metrics['train/loss']} after {module.samples_seen} samples "
+                f"(gradient norm {metrics['grad_norm']}); lower training.optim.lr or check the "
+                "data; the last checkpoint is from before"
+            )
+
+    def _restart(self, module: TrainedModule) -> None:
+        self._since = time.perf_counter()
+        self._seen = module.samples_seen
+        module.paused_s = 0.0

@@ -1,0 +1,85 @@
+"""Which optimiser, with which learning rate after how many samples?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+SHAPES = ("constant", "cosine", "linear")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSettings:
+    """AdamW (Loshchilov & Hutter 2019) and the course of its learning rate, in samples.
+
+    decay_start: the fraction of the run after which `linear` and `cosine` begin to fall (0: right
+    after the warm-up); final: the fraction of lr that they reach at the end.
+    """
+
+    lr: float
+    warmup: int = 0
+    shape: str = "constant"
+    decay_start: float = 0.0
+    final: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, each with what is allowed."""
+        found = []
+        if self.lr <= 0:
+            found.append(f"training.optim.lr={self.lr}; it must be above 0")
+        if self.shape not in SHAPES:
+            found.append(f"training.optim.shape={self.shape!r}; known: {', '.join(SHAPES)}")
+        for name in ("decay_start", "final"):
+            if not 0 <= getattr(self, name) <= 1:
+                found.append(f"training.optim.{name}={getattr(self, name)}; allowed: 0 to 1")
+        if self.warmup < 0:
+            found.append(f"training.optim.warmup={self.warmup}; samples, 0 or more")
+        return found
+
+    def summary(self) -> str:
+        """The course of the learning rate in words."""
+        start = f"warm-up over {self.warmup:,} samples, " if self.warmup else ""
+        if self.shape == "constant":
+            return f"{start}{self.lr:g}"
+        return f"{start}{self.lr:g}, {self.shape} to {self.final * self.lr:g} from {self.decay_start:.0%} on"
+
+
+def build_optimizer(
+    settings: OptimSettings, parameters: Iterable[tuple[str, nn.Parameter]], *, fused: bool
+) -> torch.optim.AdamW:
+    """AdamW in two groups: matrices decay, vectors (norms, biases) do not."""
+    trainable = [p for _, p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        fused=fused,
+    )
+
+
+def lr_factor(settings: OptimSettings, total_samples: int) -> Callable[[int], float]:
+    """The learning rate after n samples, as a fraction of `lr`; the horizon is in samples."""
+    start = max(settings.warmup, settings.decay_start * total_samples)
+
+    def factor(samples: int) -> float:
+        if samples < settings.warmup:
+            return samples / settings.warmup
+        if settings.shape == "constant" or samples <= start:
+            return 1.0
+        done = min((samples - start) / max(total_samples - start, 1), 1.0)
+        left = 1 - done if settings.shape == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return settings.final + (1 - settings.final) * left
+
+    return factor

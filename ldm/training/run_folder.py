@@ -1,0 +1,108 @@
+"""What does a run folder hold before the first step, and from where does the run go on?"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.io import checkpoint as files
+
+log = logging.getLogger(__name__)
+# what may not change silently between the first step and a resumed one
+FIXED = ("task", "unet", "vae", "text", "objective", "seed", "batch_size", "total_samples", "null")
+
+
+@dataclass(frozen=True)
+class Start:
+    """checkpoint: where to go on, None for a new run; samples: how far it had come."""
+
+    checkpoint: Path | None
+    samples: int
+
+
+def find_start(run_dir: Path, resume: str | None, init_from: str | None) -> Start:
+    """Resolves `resume`. Raises ValueError for a folder in use and for contradicting keys."""
+    if resume and init_from:
+        raise ValueError(
+            f"resume={resume} and init_from={init_from} contradict each other: resume goes on with "
+            "the same run, init_from starts a new one from weights; give one of them"
+        )
+    used = (run_dir / "card.json").is_file()
+    if not resume:
+        if used:
+            raise ValueError(
+                f"run_dir={run_dir} holds a run already; resume=auto goes on with it, another "
+                "run_dir=... starts a new one"
+            )
+        return Start(None, 0)
+    if resume == "auto":
+        path = files.latest_valid(run_dir / "checkpoints") if used else None
+        if path is None:
+            log.info("resume=auto: no valid checkpoint in %s yet; starting", run_dir)
+            return Start(None, 0)
+    else:
+        path = Path(resume).resolve()
+        if not path.is_file():
+            raise ValueError(f"resume={resume} does not exist; give auto or a .ckpt of this run")
+        if not files.is_valid(path):
+            raise ValueError(f"resume={resume}: its hash does not fit its manifest; it is damaged")
+    return Start(path, files.samples_of(path))
+
+
+def resume_problems(card: Mapping[str, Any], checkpoint: Path) -> list[str]:
+    """What differs between this configuration's card and the checkpoint's, for FIXED keys."""
+    old = files.check_card(files.read(checkpoint).get("card"), str(checkpoint))
+    found = []
+    for key in FIXED:
+        for name, (before, now) in _differences(old.get(key), card.get(key), key):
+            found.append(
+                f"{name} was {before!r} in {checkpoint.name} and is {now!r} now; a resumed run "
+                "goes on as it was (init_from=... starts a new one from its weights)"
+            )
+    return found
+
+
+def write_folder(run_dir: Path, card: Mapping[str, Any], config: str, plan: str) -> None:
+    """card.json, config.yaml and plan.txt; called on one process only."""
+    files.write_text(run_dir / "config.yaml", config)
+    files.write_text(run_dir / "plan.txt", plan + "\n")
+    text = json.dumps(card, indent=1, ensure_ascii=False, sort_keys=False)
+    files.write_text(run_dir / "card.json", text)
+
+
+def provenance() -> dict[str, str | None]:
+    """Versions and the commit of the checkout, for the card."""
+    root = Path(__file__).parents[2]
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        commit = done.stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        commit = None
+    return {"torch": str(torch.__version__), "git": commit}
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files: the first one, also before any process group exists."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+
+
+def _differences(old: Any, new: Any, path: str) -> list[tuple[str, tuple[Any, Any]]]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted(set(old) | set(new))
+        skip = {"source"}  # the same weights may lie elsewhere by now; the hash tells
+        return [
+            d
+            for k in keys
+            if k not in skip
+            for d in _differences(old.get(k), new.get(k), f"{path}.{k}")
+        ]
+    return [] if old == new else [(path, (old, new))]

@@ -1,0 +1,113 @@
+"""Which Trainer runs the loop, on which devices?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
+
+from ldm.training.callbacks.checkpointing import DocumentIO
+from ldm.training.plan import Plan
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+ACCELERATORS = ("auto", "cpu", "gpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """Devices, precision and limits of the loop."""
+
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    precision: str = "32-true"
+    timeout_s: float = 1800.0
+    deterministic: bool = False
+    threads: int | None = None
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, each with what is allowed."""
+        found = []
+        for name, allowed in (("accelerator", ACCELERATORS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                came = getattr(self, name)
+                found.append(f"training.trainer.{name}={came!r}; allowed: {', '.join(allowed)}")
+        if self.devices != "auto" and not (isinstance(self.devices, int) and self.devices >= 1):
+            found.append(f"training.trainer.devices={self.devices!r}; a number from 1, or auto")
+        if self.num_nodes < 1:
+            found.append(f"training.trainer.num_nodes={self.num_nodes}; 1 or more")
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            found.append("training.trainer.accelerator=gpu, but torch sees no GPU; use auto or cpu")
+        return found
+
+    @property
+    def device_count(self) -> int:
+        """Devices of this machine that the run takes."""
+        on_gpu = self.accelerator == "gpu" or (
+            self.accelerator == "auto" and torch.cuda.is_available()
+        )
+        if self.devices == "auto":
+            return torch.cuda.device_count() if on_gpu else 1
+        return int(self.devices)
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the whole run; under torchrun or SLURM, what the launcher says."""
+        launched = os.environ.get("WORLD_SIZE")
+        return int(launched) if launched else self.device_count * self.num_nodes
+
+
+def build_trainer(
+    settings: TrainerSettings,
+    plan: Plan,
+    *,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+    run_dir: Path,
+) -> L.Trainer:
+    """One endless Lightning epoch; epochs, intervals and validation are counted in samples."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    strategy: str | DDPStrategy = "auto"
+    if settings.world_size > 1:
+        strategy = DDPStrategy(
+            timeout=timedelta(seconds=settings.timeout_s),
+            gradient_as_bucket_view=True,
+            find_unused_parameters=False,
+            static_graph=plan.accumulate == 1,  # dies on an assert with accumulation
+        )
+    return L.Trainer(
+        accelerator="cpu"
+        if settings.accelerator == "auto" and not _gpu()
+        else settings.accelerator,
+        devices=settings.device_count,
+        num_nodes=settings.num_nodes,
+        strategy=strategy,
+        precision=settings.precision,  # type: ignore[arg-type]
+        max_epochs=-1,
+        max_steps=plan.steps,
+        accumulate_grad_batches=plan.accumulate,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        callbacks=list(callbacks),
+        logger=list(loggers),
+        plugins=[DocumentIO()],
+        log_every_n_steps=1 << 30,  # we log ourselves, in samples
+        enable_model_summary=False,
+        enable_checkpointing=True,
+        deterministic=settings.deterministic,
+        default_root_dir=str(run_dir),
+    )
+
+
+def _gpu() -> bool:
+    return torch.cuda.is_available()

@@ -1,0 +1,137 @@
+"""What travels between the packages?
+
+B batch, C channels, h x w latent size, H x W image size, L tokens, D context width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Self, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Level:
+    """One noise level a row: x = alpha x0 + sigma eps. t, alpha, sigma: [B] or scalars, float."""
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+    @property
+    def snr(self) -> Tensor:
+        """Signal-to-noise ratio (alpha/sigma)^2; inf at sigma = 0, 0 at alpha = 0."""
+        return (self.alpha / self.sigma) ** 2
+
+    def expand(self, like: Tensor) -> Level:
+        """The same level with trailing axes, to multiply `like` [B,...]."""
+        tail = (1,) * (like.ndim - 1)
+        return Level(*(value.reshape(*value.shape, *tail) for value in (self.t, self.alpha, self.sigma)))
+
+    def rows(self, batch: int) -> Level:
+        """A scalar level repeated for `batch` rows."""
+        return Level(*(value.expand(batch) for value in (self.t, self.alpha, self.sigma)))
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What a denoiser believes about x: the clean latents and the noise. Both [B,C,h,w]."""
+
+    x0: Tensor
+    eps: Tensor
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the network is told beside x and t.
+
+    context: [B,L,D] or None (unconditional); mask: [B,L] bool, True = attend, or None (all);
+    concat: [B,C',h,w] latents joined on the channel axis (9-channel inpainting), or None.
+    """
+
+    context: Tensor | None = None
+    mask: Tensor | None = None
+    concat: Tensor | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        return _moved(self, device, non_blocking)
+
+    def rows(self, index: Tensor | slice) -> Conditioning:
+        """The conditioning of some rows of the batch."""
+        return Conditioning(*(None if v is None else v[index] for v in _values(self)))
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Parts stacked along the batch; a field must be present in all parts or in none."""
+        columns = zip(*(_values(part) for part in parts), strict=True)
+        return Conditioning(*(None if column[0] is None else torch.cat(column) for column in columns))
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that could not be used, and why; a stand-in took its position."""
+
+    shard: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Decoded pictures. pixels: [B,3,H,W] fp32 in [-1,1]; index: [B] int64 positions in the order.
+
+    original_size and crop: per row (height, width) and (top, left) in px.
+    """
+
+    pixels: Tensor
+    captions: tuple[str, ...]
+    keys: tuple[str, ...]
+    index: Tensor
+    original_size: tuple[tuple[int, int], ...] = ()
+    crop: tuple[tuple[int, int], ...] = ()
+    skipped: tuple[Skipped, ...] = field(default=())
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        return _moved(self, device, non_blocking)
+
+    def pin_memory(self) -> Self:
+        return replace(self, pixels=self.pixels.pin_memory(), index=self.index.pin_memory())
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Cached encodings. moments: [B,2C,h,w] (mean, logvar); context: [B,L,D] or None."""
+
+    moments: Tensor
+    captions: tuple[str, ...]
+    keys: tuple[str, ...]
+    index: Tensor
+    context: Tensor | None = None
+    skipped: tuple[Skipped, ...] = field(default=())
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        return _moved(self, device, non_blocking)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def _values(instance: Conditioning) -> tuple[Tensor | None, ...]:
+    return (instance.context, instance.mask, instance.concat)
+
+
+def _moved(instance: T, device: torch.device | str, non_blocking: bool) -> T:
+    tensors = {
+        f.name: value.to(device, non_blocking=non_blocking)
+        for f in fields(instance)  # type: ignore[arg-type]
+        if isinstance(value := getattr(instance, f.name), Tensor)
+    }
+    return replace(instance, **tensors)  # type: ignore[type-var]

@@ -1,0 +1,38 @@
+"""Do the multistep solvers have the published coefficients?"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.testing import assert_close
+
+from ldm.diffusion.schedules import ScaledLinear
+from ldm.sampling.levels import linspace
+from ldm.sampling.solvers.multistep import ADAMS_BASHFORTH, lms_weights
+
+
+def test_lms_weights_of_stable_diffusion() -> None:
+    """K-LMS order 4, 50 linspace steps, at step 3 (the reference integrates to 1e-4)."""
+    levels = linspace(ScaledLinear(), steps=50)
+    ratio = (levels.sigma.double() / levels.alpha.double()).tolist()
+    got = lms_weights([ratio[3], ratio[2], ratio[1], ratio[0]], ratio[4])
+    want = [-2.165802, 1.815607, -0.906185, 0.173819]
+    assert_close(torch.tensor(got), torch.tensor(want), rtol=1e-4, atol=0)
+
+
+def test_lms_weights_integrate_polynomials_exactly() -> None:
+    nodes, end = [2.0, 2.7, 3.9, 5.0], 1.1
+    for order in range(1, 5):
+        weights = lms_weights(nodes[:order], end)
+        for power in range(order):
+            got = sum(w * node**power for w, node in zip(weights, nodes[:order], strict=True))
+            want = (end ** (power + 1) - nodes[0] ** (power + 1)) / (power + 1)
+            assert math.isclose(got, want, rel_tol=1e-12)
+
+
+def test_adams_bashforth_is_lms_on_equal_steps() -> None:
+    for order, weights in ADAMS_BASHFORTH.items():
+        nodes = [float(-k) for k in range(order)]
+        got = torch.tensor(lms_weights(nodes, 1.0))
+        assert_close(got, torch.tensor(weights), rtol=1e-6, atol=0)
