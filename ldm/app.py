@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ import torch
 import yaml
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ldm import rng
 from ldm.check import field_problems, group_problems, nearest, target_problems, unknown_keys
@@ -357,6 +361,115 @@ def _sample_grid(cfg: Config, job: Job, run_dir: Path, loggers: list[Any]) -> An
     return SampleGrid(pipeline, run_dir / "samples", settings, sink=partial(log_images, loggers))
 
 
+# -- sampling and scores -------------------------------------------------------------------------
+
+
+def sample(cfg: Config) -> int:
+    """Draws pictures for one prompt or a file of prompts, with a captioned grid."""
+    from ldm import pipeline
+    from ldm.images import grid, safe_name
+
+    try:
+        prompts, seeds = _requests(cfg)
+        pipe = pipeline.load(
+            cfg["checkpoint"], weights=cfg["weights"], device=cfg["device"], dtype=cfg["dtype"]
+        )
+        size = pipe.defaults.size
+        with progress_bar("sampling", len(prompts)) as advance:
+            images = pipe.txt2img(
+                prompts,
+                seeds,
+                steps=cfg["steps"],
+                sampler=cfg["sampler"],
+                guidance=cfg["guidance"],
+                negative_prompts=cfg["negative_prompt"],
+                size=(cfg["height"] or size[0], cfg["width"] or size[1]),
+                batch_size=cfg["batch_size"],
+                progress=advance,
+            )
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+    out = Path(cfg["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    for image, prompt, seed in zip(images, prompts, seeds, strict=True):
+        path = out / f"{safe_name(prompt)}-{seed}.png"
+        image.save(path, pnginfo=_recipe(cfg, pipe, prompt, seed))
+        log.info("%s", path)
+    if len(images) > 1:
+        captions = [f"{prompt} ({seed})" for prompt, seed in zip(prompts, seeds, strict=True)]
+        grid(images, captions).save(out / "grid.png")
+        log.info("%s", out / "grid.png")
+    return 0
+
+
+def evaluate(cfg: Config) -> int:
+    """Draws every caption of the shapes data with new seeds and lets the judge score them."""
+    from ldm import pipeline
+    from ldm.evaluation import report
+
+    names = [cfg["checkpoint"], *([cfg["compare"]] if cfg["compare"] else [])]
+    request = report.Request(
+        seeds=cfg["seeds"],
+        first_seed=cfg["first_seed"],
+        draw={key: cfg[key] for key in ("steps", "sampler", "guidance", "batch_size")},
+    )
+    scores: dict[str, report.Scored] = {}
+    try:
+        for name in names:
+            pipe = pipeline.load(name, weights=cfg["weights"], device=cfg["device"])
+            with progress_bar(f"sampling {name}", request.count) as advance:
+                scores[name] = report.score_model(pipe, request, progress=advance)
+        tables = report.tables(pipe.codec, scores, run=Path(cfg["checkpoint"]))
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+    console = Console()
+    for table in tables:
+        console.print(table)
+    path = report.write(Path(cfg["out"]), scores, tables)
+    console.print(f"sample grid: {path}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _requests(cfg: Config) -> tuple[list[str], list[int]]:
+    if (cfg["prompt"] is None) == (cfg["prompts"] is None):
+        raise ValueError('give prompt="..." or prompts=FILE (one of them)')
+    texts = [cfg["prompt"]]
+    if cfg["prompts"] is not None:
+        lines = Path(cfg["prompts"]).read_text(encoding="utf-8").splitlines()
+        texts = [line.strip() for line in lines if line.strip()]
+        if not texts:
+            raise ValueError(f"prompts={cfg['prompts']} holds no prompt; write one a line")
+    if not isinstance(cfg["n"], int) or cfg["n"] < 1:
+        raise ValueError(f"n={cfg['n']}; give 1 or more pictures a prompt")
+    seeds = cfg["seeds"] or [cfg["seed"] + k for k in range(cfg["n"])]
+    return [t for t in texts for _ in seeds], [s for _ in texts for s in seeds]
+
+
+def _recipe(cfg: Config, pipe: Any, prompt: str, seed: int) -> PngInfo:
+    """Everything that made a picture, as its metadata."""
+    keys = ("checkpoint", "negative_prompt", "steps", "sampler", "guidance", "height", "width")
+    recipe = {**{key: cfg[key] for key in keys}, "prompt": prompt, "seed": seed}
+    defaults = {**asdict(pipe.defaults), "weights": pipe.weights}
+    filled = {key: defaults.get(key) if value is None else value for key, value in recipe.items()}
+    info = PngInfo()
+    info.add_itxt("ldm", json.dumps({**filled, "weights": pipe.weights}, ensure_ascii=False))
+    return info
+
+
+@contextmanager
+def progress_bar(name: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A rich bar; gives the function that moves it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda done, _: bar.update(task, completed=done)
+
+
 # -- data ---------------------------------------------------------------------------------------
 
 
@@ -371,6 +484,28 @@ def make_shards(cfg: Config) -> int:
         raise ConfigError(str(error)) from error
     except InstantiationException as error:
         raise ConfigError(str(error.__cause__ or error)) from error
+    return 0
+
+
+def pack_tiny(cfg: Config) -> int:
+    """Makes a part of the embedded stack from a finished run."""
+    from ldm.data.source import open_data
+    from ldm.training import pack
+
+    raise_all(target_problems(cfg, ""))
+    part, out = cfg["part"], Path(cfg["out"])
+    if part not in ("tokenizer", "clip", "vae", "unet"):
+        raise ConfigError(f"part={part!r}; allowed: tokenizer, clip, vae, unet")
+    if part == "clip":
+        pack.pack_clip(build(cfg["clip"]), Path(cfg["input"]), out)
+    elif part == "unet":
+        pack.pack_unet(Path(cfg["input"]), out)
+    else:
+        data = open_data(build(cfg["data"]), seed=0)
+        if part == "tokenizer":
+            pack.pack_tokenizer(data, out, cfg["vocab_size"])
+        else:
+            pack.pack_vae(data, Path(cfg["input"]), out)
     return 0
 
 

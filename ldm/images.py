@@ -15,6 +15,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 VISIBLE_PX = 128  # pictures with a smaller side are enlarged in grids
 _MARGIN_PX = 8
 _FONT_PX = 14
@@ -137,9 +139,7 @@ def _enlarged(image: Image.Image) -> Image.Image:
     return image if factor == 1 else image.resize(size, Image.Resampling.NEAREST)
 
 
-def _wrapped(
-    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
-) -> list[str]:
+def _wrapped(text: str, font: Font, width: int) -> list[str]:
     """Lines not wider than `width`; words that are too long are broken; the rest becomes …"""
     lines: list[str] = []
     line = ""
@@ -152,9 +152,7 @@ def _wrapped(
             lines.append(line)
         line = word
         while font.getlength(line) > width and len(line) > 1:
-            fits = next(
-                n for n in range(len(line), 0, -1) if n == 1 or font.getlength(line[:n]) <= width
-            )
+            fits = _fitting(line, font, width)
             lines.append(line[:fits])
             line = line[fits:]
     if line:
@@ -165,3 +163,11 @@ def _wrapped(
             last = last[:-1]
         lines = [*lines[: _MAX_CAPTION_LINES - 1], f"{last}…"]
     return lines
+
+
+def _fitting(word: str, font: Font, width: int) -> int:
+    """How many letters fit into the width: at least one."""
+    count = 1
+    while count < len(word) and font.getlength(word[: count + 1]) <= width:
+        count += 1
+    return count

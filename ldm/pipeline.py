@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from ldm import rng
-from ldm.diffusion.objective import Objective
+from ldm.diffusion.objective import Objective, objective_from_spec
 from ldm.images import to_pil
 from ldm.models.codec import Codec
 from ldm.models.text.base import TextEncoder
@@ -20,6 +22,12 @@ from ldm.sampling.presets import get_sampler
 from ldm.types import Conditioning
 
 Progress = Callable[[int, int], None]
+DTYPES = {
+    "auto": None,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +57,13 @@ class Pipeline:
         *,
         defaults: SamplingDefaults,
         null: str,
-        latent_channels: int,
         device: torch.device | str = "cpu",
         weights: str = "ema",
     ) -> None:
-        if text.null_kind != null:
+        own = text.spec()["null"]
+        if own != null:
             raise ValueError(
-                f"the text encoder's null context is {text.null_kind!r}, but the network was "
+                f"the text encoder's null context is {own!r}, but the network was "
                 f"trained with {null!r}; guidance would start from a context it never saw. "
                 f"Use models.text.null={null}"
             )
@@ -65,8 +73,8 @@ class Pipeline:
         self.objective = objective
         self.defaults = defaults
         self.weights = weights
-        self.latent_channels = latent_channels
         self.device = torch.device(device)
+        self.card: dict[str, Any] = {}
 
     @torch.inference_mode()
     def txt2img(
@@ -121,10 +129,13 @@ class Pipeline:
         defaults = self.defaults
         height, width = size or defaults.size
         chosen = get_sampler(sampler or defaults.sampler)
+        own = sampler is None or sampler == defaults.sampler
+        eta = defaults.eta if own else chosen.eta
+        rescale = defaults.guidance_rescale if own else chosen.guidance_rescale
         levels = chosen.grid(self.objective.schedule, steps=_steps(steps or defaults.steps))
         levels = levels.to(self.device)
         factor = self.codec.factor
-        shape = (self.latent_channels, height // factor, width // factor)
+        shape = (self.codec.latent_channels, height // factor, width // factor)
         index = torch.tensor([_row_key(seed) for seed in seeds], device=self.device)
         start = rng.normal(0, "start-noise", index, shape)
 
@@ -136,10 +147,10 @@ class Pipeline:
             cond.to(self.device),
             _rows(uncond.to(self.device), len(seeds)),
             scale=defaults.guidance if guidance is None else guidance,
-            rescale=defaults.guidance_rescale,
+            rescale=rescale,
         )
         x = chosen.start(start, levels)
-        return chosen.solve(denoise, x, levels, noise=noise, eta=defaults.eta)
+        return chosen.solve(denoise, x, levels, noise=noise, eta=eta)
 
     def _request(
         self,
@@ -169,6 +180,37 @@ class Pipeline:
 
     def _negative(self, negatives: list[str] | None, rows: slice) -> Conditioning:
         return self.text.null(1) if negatives is None else self.text.encode(negatives[rows])
+
+
+def load(
+    path: str | Path, *, weights: str = "ema", device: str = "auto", dtype: str = "auto"
+) -> Pipeline:
+    """A Pipeline from `tiny`, a run folder, a .ckpt or a folder of weights.
+
+    weights: `ema` (wherever the file has them) or `raw`; device: auto, cpu, cuda, …; dtype: auto
+    (bf16 on a GPU, fp32 on a CPU), fp32, bf16 or fp16. Raises FileNotFoundError or ValueError
+    that say what the path holds instead.
+    """
+    from ldm.io.load import load_model
+
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
+    default = torch.bfloat16 if torch.device(chosen).type == "cuda" else torch.float32
+    model = load_model(path, weights=weights, dtype=DTYPES[dtype] or default)
+    sampling = {**model.card["sampling"], "size": tuple(model.card["sampling"]["size"])}
+    pipeline = Pipeline(
+        model.unet.to(chosen),
+        model.codec.to(chosen),
+        model.text.to(chosen),
+        objective_from_spec(model.card["objective"]),
+        defaults=SamplingDefaults(**sampling),
+        null=model.card["null"],
+        device=chosen,
+        weights=model.weights,
+    )
+    pipeline.card = model.card
+    return pipeline
 
 
 @dataclass(frozen=True)

@@ -73,4 +73,8 @@ def _as_texts(key: str, value: object) -> Sequence[str]:
 
 def _clean(text: str) -> str:
     """One line; a zero byte would end the text inside some tokenizers."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # json may escape half of a character, which no tokenizer takes
+        raise BadSampleError("the caption holds half a character (a lone surrogate)") from None
     return " ".join(text.replace("\0", " ").split())

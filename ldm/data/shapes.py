@@ -24,6 +24,7 @@ Polygons = tuple[Floats, ...]  # closed outlines [E,2], filled by the even-odd r
 Rgb = tuple[int, int, int]
 
 JITTER = 0.08  # the centre lies within +-8 % of the side around the middle
+MIN_SIDE_PX = 8  # below, a small star is a blot
 SUBROWS = 16  # vertical samples a pixel; horizontally the coverage is exact
 SECTIONS = 4096  # tabulated heights of a unit shape
 REACH = 1.125  # no unit shape is wider or higher than this
@@ -78,20 +79,19 @@ class Task:
     only_held_out: bool = False
 
     def __post_init__(self) -> None:
-        known = {(c, s) for c in self.colours for s in self.shapes}
-        problems = [
-            f"held-out pair {pair} is not (colour, shape)"
-            for pair in self.held_out
-            if tuple(pair) not in known
-        ]
+        known = {(colour, shape) for colour in self.colours for shape in self.shapes}
+        strange = [" ".join(pair) for pair in self.held_out if tuple(pair) not in known]
+        problems = [f"held_out {words!r} is not a colour and a shape" for words in strange]
+        if self.side_px < MIN_SIDE_PX:
+            problems.append(f"side_px={self.side_px} is too small to tell shapes apart")
         if self.only_held_out and not self.held_out:
             problems.append("only_held_out=True needs held_out pairs")
         if not problems and not self.combinations:
             problems.append("held_out leaves nothing to draw")
         if problems:
             raise ValueError(
-                f"task {self.name}: {'; '.join(problems)}. Colours: {', '.join(self.colours)}; "
-                f"shapes: {', '.join(self.shapes)}"
+                f"task {self.name}: {'; '.join(problems)}. Use side_px >= {MIN_SIDE_PX}; "
+                f"colours {', '.join(self.colours)}; shapes {', '.join(self.shapes)}"
             )
 
     @cached_property
@@ -123,7 +123,7 @@ class Task:
 
     def parse(self, caption: str) -> Combination:
         """The combination a caption names; also held-out ones."""
-        match = self._pattern.fullmatch(caption.strip())
+        match = self._pattern.fullmatch(caption.strip().lower())
         if match is None:
             raise ValueError(
                 f"caption {caption!r} is not one of the task {self.name}; write for example "
@@ -149,7 +149,7 @@ class Task:
         )
         if len(self.grounds) > 1:
             pattern += f" on a {words('ground', self.grounds)} background"
-        return re.compile(pattern, re.IGNORECASE)
+        return re.compile(pattern)
 
 
 def scenes(task: Task, *, seed: int, index: Sequence[int]) -> list[Scene]:
@@ -180,9 +180,7 @@ def scenes(task: Task, *, seed: int, index: Sequence[int]) -> list[Scene]:
 
 
 def render(pictures: Sequence[Scene], *, side_px: int) -> Pixels:
-    """Pictures of scenes, uint8 [N,H,W,3]."""
-    if side_px < 8:
-        raise ValueError(f"side_px={side_px} is too small to tell shapes apart; use 8 or more")
+    """Pictures of scenes of any task, uint8 [N,H,W,3]."""
     mask = coverage(
         [scene.shape for scene in pictures],
         radius=np.array([scene.radius for scene in pictures]),
@@ -256,7 +254,6 @@ def _sections(name: str) -> Floats:
     return table
 
 
-@cache
 def _order(name: str, seed: int, block: int, length: int) -> npt.NDArray[np.int64]:
     return np.asarray(rng.permutation(seed, f"{name}/order", block, length), dtype=np.int64)
 

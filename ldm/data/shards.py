@@ -40,7 +40,7 @@ class ShardIndex:
 
     tables: the index file of each shard, stamps: the version of the shard it describes; rows: which
     of its samples are used (None = all), sizes: how many. dropped: what was left out and why (the
-    first of each kind). Small to pickle: the tables are memory-mapped where they are needed.
+    first of each kind). Small to pickle: the tables are loaded where they are needed.
     """
 
     shards: tuple[str, ...]
@@ -261,6 +261,7 @@ class _Files:
         key = (index.shards[shard], index.stamps[shard])
         if key in self._open:
             self._open.move_to_end(key)
+            _check_unchanged(index, shard, self._open[key])
             return self._open[key]
         self._close_deleted()
         handle = _opened(index, shard)
@@ -277,6 +278,14 @@ class _Files:
 
 
 _FILES = _Files(_OPEN_FILES)
+
+
+def _check_unchanged(index: ShardIndex, shard: int, handle: int) -> None:
+    """A local shard that was written over in place would be read at wrong offsets."""
+    status = os.fstat(handle)
+    size, mtime_ns = index.stamps[shard]
+    if status.st_size != size or (mtime_ns and status.st_mtime_ns != mtime_ns):
+        raise OSError(f"{index.shards[shard]} changed after it was indexed; restart")
 
 
 def _opened(index: ShardIndex, shard: int) -> int:

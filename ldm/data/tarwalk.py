@@ -96,6 +96,7 @@ def _walk_headers(path: Path) -> Iterator[Member]:
                 raise BadTarError(f"is cut off: it ends at byte {size}, inside {member.name!r}")
             yield member
             position = member.offset + -(-member.length // _BLOCK) * _BLOCK
+        raise BadTarError(f"has no end mark: it may be cut off after byte {size}")
 
 
 def _walk_tarfile(path: Path) -> Iterator[Member]:

@@ -74,7 +74,7 @@ class Objective:
 
     def loss(self, out: Tensor, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
         """Weighted squared error of every row, [B] float32 (mean over C,h,w)."""
-        out = out.to(torch.promote_types(out.dtype, torch.float32))  # half would lose small errors
+        # the target is float32, so a half-precision `out` is widened before the difference is taken
         error = (out - self.target(x0, eps, level)).square().flatten(1).mean(1)
         return self.weighting.on_output(level, self.prediction) * error
 

@@ -40,7 +40,7 @@ class Schedule(Protocol):
         """What the network is fed for t."""
 
     def training_time(self, u: Tensor) -> Tensor:
-        """The time that has the share u in [0,1) of the range below it."""
+        """The time that has the share u in [0,1] of the range below it."""
 
     def time_at_index(self, index: Tensor) -> Tensor:
         """The time of a (fractional) step."""
@@ -262,11 +262,10 @@ def schedule_from_spec(spec: Mapping[str, Any]) -> Schedule:
 
 @lru_cache(maxsize=64)
 def _tables(schedule: Discrete, device: torch.device, dtype: torch.dtype) -> Tables:
-    # The first call may come from sampling under inference_mode; training shares the cache.
-    with torch.inference_mode(False):
-        squared = schedule.alphas_cumprod()
-        values = (squared.sqrt(), (1 - squared).sqrt(), ((1 - squared).log() - squared.log()) / 2)
-        return Tables(*(value.to(device, dtype) for value in values))
+    # Made under inference_mode they cannot be saved for backward: `at` only gathers from them.
+    squared = schedule.alphas_cumprod()
+    values = (squared.sqrt(), (1 - squared).sqrt(), ((1 - squared).log() - squared.log()) / 2)
+    return Tables(*(value.to(device, dtype) for value in values))
 
 
 def _zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Stratified(Named):
     name: ClassVar[str] = "stratified"
 
     def sample(self, u: Tensor, place: Tensor, batch_size: int, schedule: Schedule) -> Tensor:
-        # Rounding in float32 may reach the next stratum, and t = T in the last one.
+        # float32 would round a large u up into the next stratum
         below_next = (place + 1) / batch_size * (1 - 2.0**-23)
         return schedule.training_time(torch.minimum((place + u) / batch_size, below_next))
 
@@ -56,8 +56,7 @@ class LogitNormal(Named):
         _check_std(self.std)
 
     def sample(self, u: Tensor, place: Tensor, batch_size: int, schedule: Schedule) -> Tensor:
-        share = (self.mean + self.std * _normal(u)).sigmoid()
-        return schedule.training_time(share.clamp(max=1 - 2.0**-24))
+        return schedule.training_time((self.mean + self.std * _normal(u)).sigmoid())
 
 
 @dataclass(frozen=True, kw_only=True)

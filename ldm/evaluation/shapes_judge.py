@@ -109,7 +109,11 @@ def judge(pixels: Tensor | Sequence[Image.Image], *, task: Task = EASY) -> list[
     if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] != pixels.shape[3]:
         raise ValueError(f"pixels are {tuple(pixels.shape)}; give square pictures [B,3,H,H]")
     values = (pixels.detach().float().cpu().nan_to_num(0.0).clamp(-1, 1) + 1) / 2
-    return [verdict for chunk in values.split(_CHUNK) for verdict in _judged(_resized(chunk), task)]
+    return [
+        verdict
+        for chunk in torch.split(values, _CHUNK)
+        for verdict in _judged(_resized(chunk), task)
+    ]
 
 
 def _judged(values: Tensor, task: Task) -> list[Verdict]:

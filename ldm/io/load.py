@@ -136,7 +136,8 @@ def _from_document(path: Path, weights: str) -> Found:
     document = files.read(path.resolve())
     card = files.check_card(document.get("card"), str(path))
     tensors, chosen = network_weights(document, weights)
-    return Found(card, tensors, _frozen_home(path.resolve(), card), chosen)
+    home = _frozen_home(path.resolve(), card) if card["task"] == "diffusion" else path.parent
+    return Found(card, tensors, home, chosen)
 
 
 def _from_export(folder: Path, weights: str) -> Found:

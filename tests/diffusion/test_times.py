@@ -75,6 +75,14 @@ def test_stratified_has_one_sample_in_each_stratum(schedule: Schedule, batch_siz
     assert bool((below < (place + 1) / batch_size + 1e-6).all())
 
 
+@pytest.mark.parametrize("batch_size", [2, 7, 1000, 4096])
+def test_the_largest_uniform_stays_in_its_stratum(batch_size: int) -> None:
+    """place + u rounds to place + 1 in float32 from place 1 on."""
+    place = torch.arange(batch_size)
+    t = Stratified().sample(torch.full((batch_size,), LARGEST), place, batch_size, Flow())
+    assert bool((t < (place + 1) / batch_size).all())
+
+
 def test_stratified_fills_a_thousand_steps_once() -> None:
     place = torch.randperm(1000, generator=torch.Generator().manual_seed(2))
     t = Stratified().sample(torch.full((1000,), 0.5), place, 1000, ScaledLinear())

@@ -70,12 +70,8 @@ def test_every_sampler_samples_every_model(name: str, objective: Objective, gaus
     """From normals to the data's mean and spread, with no case for zero SNR, flow or EDM."""
     sampler = SAMPLERS[name]
     levels = sampler.grid(objective.schedule, steps=100)
-    denoise = cfg(
-        Denoiser(perfect_network(objective, gaussian), objective),
-        Conditioning(),
-        Conditioning(),
-        1.0,
-    )
+    denoiser, none = Denoiser(perfect_network(objective, gaussian), objective), Conditioning()
+    denoise = cfg(denoiser, none, none, scale=1.0)
 
     def noise(step: int) -> Tensor:
         return torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(step))
@@ -83,10 +79,10 @@ def test_every_sampler_samples_every_model(name: str, objective: Objective, gaus
     x = sampler.start(noise(-1), levels)
     x = sampler.solve(denoise, x, levels, eta=sampler.eta, noise=noise)
     assert x.dtype == torch.float32
-    # 4096 values: standard errors 0.011 and 0.008; 100 first-order steps are 0.05 short in spread,
-    # and a start from N(0, 1) at the least signal of 0.068 leaves 0.02 of the mean
+    # 4096 values: standard errors 0.011 and 0.008. 100 first-order steps are short in spread, by
+    # 0.03 to 0.09 (shifted); a start from N(0, 1) where alpha is 0.068 leaves 0.02 of the mean
     assert math.isclose(float(x.mean()), gaussian.mean, abs_tol=0.04)
-    assert math.isclose(float(x.std()), gaussian.std, abs_tol=0.07)
+    assert math.isclose(float(x.std()), gaussian.std, abs_tol=0.1)
 
 
 def recording(out_channels: int, calls: list[Any]) -> Network:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ldm.images import flattened
 
 KEEP = "keep"
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
+_ALIASES = {"MPO": "JPEG"}  # a JPEG with more pictures behind it, as phones write them
 _EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 
 
@@ -23,8 +24,9 @@ class Encoding:
     """How pictures are stored.
 
     format: keep (the bytes of PNG, JPEG and WebP files as they are, everything else as PNG), png,
-    jpeg or webp. max_side_px: a longer side is scaled down to this. min_side_px: pictures with a
-    shorter side are left out.
+    jpeg or webp; a file that has the format and size already is never encoded again.
+    max_side_px: a longer side is scaled down to this. min_side_px: pictures with a shorter side are
+    left out.
     """
 
     format: str = KEEP
@@ -57,7 +59,7 @@ class Encoding:
             raise UnusablePicture(
                 f"{width}x{height} px, smaller than min_side_px={self.min_side_px}"
             )
-        stored = picture.format or ""
+        stored = _ALIASES.get(picture.format or "", picture.format or "")
         too_long = self.max_side_px is not None and max(picture.size) > self.max_side_px
         wanted = FORMATS.get(self.format, stored if stored in _EXTENSIONS else "PNG")
         if original is not None and stored == wanted and not too_long:
@@ -81,6 +83,8 @@ def _opened(data: bytes) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data))
         picture.load()
+    except UnidentifiedImageError:  # its text holds an address, different each time
+        raise UnusablePicture("cannot be read: not a picture, or not of a known format") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnusablePicture(f"cannot be read: {error}") from error
     return picture

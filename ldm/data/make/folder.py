@@ -85,7 +85,7 @@ class FolderSource:
         meta: dict[str, Plain] = {**found.meta, "source": name}
         if self.license is not None:
             meta.setdefault("license", self.license)
-        return Sample(str(Path(name).with_suffix("")), path.read_bytes(), found.text, meta)
+        return Sample(name, path.read_bytes(), found.text, meta)
 
     def _caption(self, name: str, path: Path) -> captions.Caption:
         try:

@@ -6,6 +6,7 @@ groups are Unicode CLDR's, from the npm package `emojibase-data` (<language>/dat
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ldm import rng
 from ldm.data.make.sample import LeftOut, Plain, Sample
 
 # in the order in which emojibase numbers them
-GROUPS = tuple(
-    "smileys people component animals food travel activities objects symbols flags".split()
+GROUPS = (
+    "smileys",
+    "people",
+    "component",
+    "animals",
+    "food",
+    "travel",
+    "activities",
+    "objects",
+    "symbols",
+    "flags",
 )
 PARTS = ("all", "train", "val")
 _COMPONENT = GROUPS.index("component")  # skin tones and hair by themselves: no pictures of things
@@ -30,6 +42,7 @@ _CURLY = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"'})
 class Name:
     """What Unicode calls an emoji."""
 
+    hexcode: str
     label: str
     tags: tuple[str, ...]
     group: str | None
@@ -42,7 +55,6 @@ class Icon:
     set: str
     license: str
     icon: str
-    hexcode: str
     name: Name
     svg: str
 
@@ -50,8 +62,9 @@ class Icon:
 class IconSource:
     """Every emoji of some icon sets that has a CLDR name, drawn on white.
 
-    caption: a template with {label}, {style}, {group}. part: train or val keep the emoji whose name
-    falls on that side of `val_fraction`: the same name is on one side in all sets.
+    caption: a template with {label}, {style}, {group}; lowercase acts on the label.
+    part: train or val keep the emoji whose name falls on that side of `val_fraction`: the same name
+    is on one side in all sets.
     """
 
     def __init__(
@@ -60,6 +73,7 @@ class IconSource:
         sets: Sequence[str] | None,
         emojibase: str | Path | None,
         caption: str = "{label}, {style} style",
+        lowercase: bool = True,
         side_px: int = 64,
         part: str = "all",
         val_fraction: float = 0.05,
@@ -78,10 +92,10 @@ class IconSource:
             problems.append(f"val_fraction={val_fraction}, side_px={side_px}; use 0 … 1 and >= 8")
         if problems or emojibase is None or sets is None:
             raise ValueError("icons: " + "; ".join(problems))
-        self.caption, self.side_px = caption, side_px
+        self.caption, self.lowercase, self.side_px = caption, lowercase, side_px
         self.part, self.val_fraction, self.seed = part, val_fraction, seed
-        _filled(caption, Name("label", (), None), "style")  # a wrong template fails here
-        names = read_names(Path(emojibase))
+        _filled(caption, Name("", "label", (), None), "style")  # a wrong template fails here
+        names = read_names(Path(emojibase), lowercase=lowercase)
         self.sets = [str(path) for path in sets]
         icons = [icon for path in sets for icon in read_icons(Path(path), names)]
         chosen = [icon for icon in icons if part == "all" or self._is_val(icon) == (part == "val")]
@@ -107,7 +121,7 @@ class IconSource:
                 "style": style,
                 "tags": list(icon.name.tags),
                 "group": icon.name.group,
-                "hexcode": icon.hexcode,
+                "hexcode": icon.name.hexcode,
                 "icon": f"{icon.set}:{icon.icon}",
                 "license": icon.license,
             }
@@ -120,6 +134,7 @@ class IconSource:
             "sets": list(self.sets),
             "icons": len(self),
             "caption": self.caption,
+            "lowercase": self.lowercase,
             "side_px": self.side_px,
             "part": self.part,
             "val_fraction": self.val_fraction,
@@ -132,38 +147,40 @@ class IconSource:
         return part < self.val_fraction
 
 
-def draw(svg: str, *, side_px: int) -> bytes:
-    """A PNG of side_px x side_px with the drawing in the middle, on white."""
+def draw(svg: str, *, side_px: int) -> Image.Image:
+    """RGB, side_px x side_px, with the drawing in the middle, on white."""
     try:
         import resvg_py
     except ModuleNotFoundError as error:
         raise ImportError(f"{error}; icons need resvg: pip install -e '.[icons]'") from error
     # text never occurs in emoji; without system fonts the result is the same on every machine
-    return bytes(
-        resvg_py.svg_to_bytes(
-            svg_string=svg,
-            width=side_px,
-            height=side_px,
-            background="white",
-            skip_system_fonts=True,
-        )
+    png = resvg_py.svg_to_bytes(
+        svg_string=svg,
+        width=side_px,
+        height=side_px,
+        background="white",
+        skip_system_fonts=True,
     )
+    return Image.open(io.BytesIO(bytes(png))).convert("RGB")
 
 
-def read_names(path: Path) -> dict[str, Name]:
-    """Hexcode -> name, for every emoji that has a label and a group; skin tones are not in it."""
+def read_names(path: Path, *, lowercase: bool = True) -> dict[str, Name]:
+    """Hexcode -> name, for every emoji that has a label; skin-tone variants are not in it."""
     entries = _json(path, "emojibase=…/emojibase-data/en/data.json")
     if not isinstance(entries, list):
         raise ValueError(f"{path} is not emojibase's data.json: it holds no list")
-    return {
-        plain_code(entry["hexcode"]): Name(
-            straightened(entry["label"]),
+    names = {}
+    for entry in entries:  # variants are nested in `skins`, which is not looked at
+        label, group = entry.get("label"), entry.get("group")
+        if not label or group == _COMPONENT:
+            continue
+        names[plain_code(entry["hexcode"])] = Name(
+            entry["hexcode"],
+            straightened(label.lower() if lowercase else label),
             tuple(straightened(tag) for tag in entry.get("tags", ())),
-            GROUPS[entry["group"]],
+            None if group is None else GROUPS[group],
         )
-        for entry in entries
-        if entry.get("label") and entry.get("group") not in (None, _COMPONENT)
-    }
+    return names
 
 
 def read_icons(folder: Path, names: Mapping[str, Name]) -> list[Icon]:
@@ -178,9 +195,7 @@ def read_icons(folder: Path, names: Mapping[str, Name]) -> list[Icon]:
             continue
         svg = svg_of(icons, icon)
         if svg is not None:
-            found[name.label] = Icon(
-                icons["prefix"], license["spdx"], icon, code.upper(), name, svg
-            )
+            found[name.label] = Icon(icons["prefix"], license["spdx"], icon, name, svg)
     return list(found.values())
 
 

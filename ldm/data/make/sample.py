@@ -15,8 +15,8 @@ Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
 class Sample:
     """One captioned picture.
 
-    name: something readable for the key in the tar; image: the bytes of a picture file as they are,
-    or a drawn picture; meta: what goes into the .json member.
+    name: where it comes from, also seen in the key in the tar; image: the bytes of a picture file
+    as they are, or a drawn picture; meta: what goes into the .json member.
     """
 
     name: str

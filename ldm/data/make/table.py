@@ -91,7 +91,7 @@ class TableSource:
         meta["source"] = name
         if self.license is not None:
             meta.setdefault("license", self.license)
-        return Sample(str(Path(name).with_suffix("")), data, caption, meta)
+        return Sample(name, data, caption, meta)
 
     def _picture(self, image: object, number: int) -> tuple[str, bytes]:
         name, data = (
@@ -126,7 +126,8 @@ class _Csv:
             self._table = csv.read_csv(path, parse_options=parse, convert_options=convert)
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path} cannot be read as a table: {error}") from error
-        self.columns, self.rows = tuple(self._table.column_names), self._table.num_rows
+        self.columns = tuple(map(str, self._table.column_names))
+        self.rows = int(self._table.num_rows)
 
     def read(self, start: int) -> Iterator[Mapping[str, Any]]:
         for batch in self._table.slice(start).to_batches(max_chunksize=_BATCH_ROWS):
@@ -144,7 +145,8 @@ class _Parquet:
             self._file = parquet.ParquetFile(path)
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
-        self.columns, self.rows = tuple(self._file.schema_arrow.names), self._file.metadata.num_rows
+        self.columns = tuple(map(str, self._file.schema_arrow.names))
+        self.rows = int(self._file.metadata.num_rows)
 
     def read(self, start: int) -> Iterator[Mapping[str, Any]]:
         passed = 0

@@ -51,12 +51,12 @@ class Index:
 
 
 class ShardWriter:
-    """Writes a source into a folder as <prefix>-000000.tar, … with index.json."""
+    """Writes a source into a folder as <prefix>-00000.tar, … with index.json."""
 
     def __init__(
         self,
         *,
-        out: str | Path,
+        out: str | Path | None,
         prefix: str = "shard",
         samples_per_shard: int = 1000,
         shard_mb: float = 500.0,
@@ -64,14 +64,14 @@ class ShardWriter:
         overwrite: bool = False,
         progress: bool = True,
     ) -> None:
-        problems = []
+        problems = ["out is not given; write out=FOLDER"] if out is None else []
         if not re.fullmatch(r"[\w-]+", prefix, re.ASCII):
             problems.append(f"prefix={prefix!r}: use letters, digits, - and _")
         if samples_per_shard < 1:
             problems.append(f"samples_per_shard={samples_per_shard}: use 1 or more")
         if not shard_mb > 0:
             problems.append(f"shard_mb={shard_mb}: use more than 0")
-        if problems:
+        if problems or out is None:
             raise ValueError("shard writer: " + "; ".join(problems))
         self.out = Path(out)
         self.prefix = prefix
@@ -116,7 +116,7 @@ class ShardWriter:
         return self.samples_per_shard, int(self.shard_mb * 1e6)
 
     def _name(self, number: int) -> str:
-        return f"{self.prefix}-{number:06d}.tar"
+        return f"{self.prefix}-{number:05d}.tar"
 
     def _bar(self) -> Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -181,7 +181,7 @@ class ShardWriter:
         }
 
     def _ours(self, name: str) -> bool:
-        pattern = rf"{self.prefix}-\d{{6}}\.tar(\.index)?({re.escape(_TEMPORARY)})?"
+        pattern = rf"{self.prefix}-\d{{5,6}}\.tar(\.index)?({re.escape(_TEMPORARY)})?"
         return name in (INDEX, LEFT_OUT, INDEX + _TEMPORARY) or bool(re.fullmatch(pattern, name))
 
     def _clear(self) -> None:
@@ -279,7 +279,11 @@ class _Shard:
 
     def abandon(self) -> None:
         """Removes the temporary file, if the shard was not finished."""
-        if not self.stream.closed:
+        if self.stream.closed:
+            return
+        try:
+            self.tar.close()  # it would write to the closed file when it is collected
+        finally:
             self.stream.close()
             Path(self.stream.name).unlink(missing_ok=True)
 
@@ -287,7 +291,8 @@ class _Shard:
 def _members(
     number: int, sample: Sample, extension: str, data: bytes, size: tuple[int, int]
 ) -> _Members:
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", safe_name(sample.name)).strip("-_")
+    stem = re.sub(r"\.\w{1,5}$", "", sample.name)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", safe_name(stem)).strip("-_")
     key = f"{number:08d}-{name[:_KEY_NAME_BYTES]}".rstrip("-_")
     meta = {"caption": sample.caption, **sample.meta, "width": size[0], "height": size[1]}
     files = {

@@ -5,16 +5,17 @@ n captions, L tokens, D context width.
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from transformers import AddedToken, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.models.text.base import Spec, dtype_named
+from ldm.models.text.clip_tokenizer import as_a_word, rebuilt, save_everywhere
 from ldm.models.text.keys import file_names, first_layers, module_names, num_layers, plain_names
 from ldm.models.text.network import NetworkText
 from ldm.models.text.sources import (
@@ -150,43 +151,15 @@ class ClipText(NetworkText):
 
     def save_weights(self, folder: Path) -> None:
         write_weights(self.named_weights(), folder)
-        self.module.config.save_pretrained(folder)
+        config = copy.deepcopy(self.module.config)
+        config.dtype = self.dtype  # not the source's: readers take it for granted
+        config.save_pretrained(folder)
 
     def save_for_diffusers(self, text_folder: Path, tokenizer_folder: Path) -> None:
-        """As a diffusers pipeline has it: pads are what the tokenizer says, so ours goes there."""
+        """As a diffusers pipeline has it: what pads is what the tokenizer says."""
+        text_folder.mkdir(parents=True, exist_ok=True)
         self.save_weights(text_folder)
-        tokenizer = _fresh(self.tokens.tokenizer, pad_token=self.pad_token)
-        tokenizer.save_pretrained(tokenizer_folder)
-
-
-def as_a_word(tokenizer: CLIPTokenizer, token: str) -> CLIPTokenizer:
-    """The tokenizer with `token` read in captions like any other text.
-
-    SD 2 pads with "!" and its tokenizer therefore takes every "!" of a caption for a pad (id 0),
-    where OpenCLIP reads the word "!" (id 256). CLIP's own end token stays what it is.
-    """
-    special = {tokenizer.bos_token, tokenizer.eos_token}
-    if token in special or token not in tokenizer.get_added_vocab():
-        return tokenizer
-    return _fresh(tokenizer, pad_token=tokenizer.eos_token)
-
-
-def _fresh(tokenizer: CLIPTokenizer, *, pad_token: str) -> CLIPTokenizer:
-    """The same merges and learnt extra tokens, with another pad token."""
-    bpe: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    merges: Any = [tuple(pair) for pair in bpe["merges"]]
-    fresh = CLIPTokenizer(
-        vocab=bpe["vocab"],
-        merges=merges,
-        unk_token=tokenizer.unk_token,
-        bos_token=tokenizer.bos_token,
-        eos_token=tokenizer.eos_token,
-        pad_token=pad_token,
-        model_max_length=tokenizer.model_max_length,
-    )
-    extra = [t for i, t in sorted(tokenizer.added_tokens_decoder.items()) if i >= len(bpe["vocab"])]
-    fresh.add_tokens([AddedToken(t.content, normalized=False) for t in extra])
-    return fresh
+        save_everywhere(rebuilt(self.tokens.tokenizer, self.pad_token), tokenizer_folder)
 
 
 def _check(

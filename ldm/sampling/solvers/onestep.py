@@ -25,9 +25,9 @@ def ddim(
     for i in range(levels.steps):
         level, to = levels.at(i), levels.at(i + 1)
         belief = denoise(x, level)
-        if eta > 0 and noise is not None and to.sigma > 0:
+        if eta > 0 and noise is not None:
             fresh = _fresh_sigma(level, to, eta)
-            kept = (to.sigma**2 - fresh**2).clamp(min=0).sqrt()
+            kept = (to.sigma**2 - fresh**2).sqrt()
             x = move(belief, Level(to.t, to.alpha, kept)) + fresh * noise(i)
         else:
             x = move(belief, to)

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from torch import Tensor
 
-from ldm.images import from_uint8, grid, to_uint8
+from ldm.images import from_uint8, grid, to_pil, to_uint8
 from ldm.pipeline import Pipeline
 from ldm.training.module import DiffusionModule
 from ldm.training.plan import crossed
@@ -110,7 +110,7 @@ class SampleGrid(Callback):
             x0 = self.pipeline.latents(cond, null, [self.seeds[j] for j in mine])
             pictures = to_uint8(self.pipeline.codec.decode(x0))
         module.train(was_training)
-        return pictures.clone()
+        return pictures.to(module.device).clone()  # NCCL gathers on the device only
 
     def _encoded(self, mine: list[int]) -> tuple[Conditioning, Conditioning]:
         if self._contexts is None:
@@ -126,7 +126,7 @@ class SampleGrid(Callback):
         return everyone.transpose(0, 1).flatten(0, 1)[: len(self.prompts)].cpu()
 
     def _write(self, pictures: Tensor, module: DiffusionModule) -> None:
-        images = from_uint8(pictures)
+        images = to_pil(from_uint8(pictures))
         name = f"s{module.samples_seen:09d}"
         self.folder.mkdir(parents=True, exist_ok=True)
         grid(images, self.prompts, columns=self.columns).save(self.folder / f"{name}.png")

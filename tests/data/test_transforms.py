@@ -1,0 +1,125 @@
+"""Are pictures cut and scaled as said, by chance that belongs to the sample alone?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.data.transforms import Transform, to_pixels
+
+
+def picture(height: int, width: int) -> Image.Image:
+    """Smooth in both directions, so that resampling errors stay small."""
+    y, x = np.mgrid[0:height, 0:width]
+    planes = [y / height * 255, x / width * 255, np.full((height, width), 128)]
+    return Image.fromarray(np.stack(planes, -1).round().astype(np.uint8))
+
+
+def draws(top: float = 0.5, left: float = 0.5, flip: float = 0.99, zoom: float = 0.0) -> np.ndarray:
+    return np.array([top, left, flip, zoom], dtype=np.float32)
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_right_sized_pictures_are_untouched(crop: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    transform = Transform(size=16, crop=crop, max_zoom=3.0)
+    shown = transform.apply(Image.fromarray(noise), draws(zoom=0.9))
+    assert np.array_equal(shown.pixels, noise)
+    assert (shown.original_size, shown.crop) == ((16, 16), (0, 0))
+
+
+def test_a_right_sized_shorter_side_is_only_cropped() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (16, 41, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    assert np.array_equal(Transform(size=16).apply(image, draws()).pixels, noise[:, 12:28])
+    for u, left in ((0.0, 0), (0.5, 13), (0.9999, 25)):
+        shown = Transform(size=16, crop="random").apply(image, draws(left=u))
+        assert shown.crop == (0, left)
+        assert np.array_equal(shown.pixels, noise[:, left : left + 16])
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (50, 90), (333, 127), (9, 21), (7, 7)])
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_crop_of_the_resized_is_resize_then_crop(height: int, width: int, crop: str) -> None:
+    """Only the crop is resampled, yet the pixels are those of the whole, resized and cut."""
+    image, size = picture(height, width), 16
+    shown = Transform(size=size, crop=crop).apply(image, draws(top=0.8, left=0.3))
+    scale = size / min(height, width)
+    whole = image.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
+    top, left = shown.crop
+    expected = np.asarray(whole)[top : top + size, left : left + size].astype(int)
+    assert np.abs(shown.pixels.astype(int) - expected).max() <= 1  # the box is float32 inside Pillow
+
+
+def test_shrinking_is_antialiased() -> None:
+    """Stripes finer than the target average out to grey instead of aliasing."""
+    stripes = np.zeros((256, 256, 3), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    pixels = Transform(size=32).apply(Image.fromarray(stripes), draws()).pixels
+    # 6 at the edges, where half of the filter is cut away; aliasing would be 127 off
+    assert np.abs(pixels.astype(int) - 127).max() <= 8
+
+
+def test_very_long_pictures_stay_small() -> None:
+    shown = Transform(size=64).apply(Image.new("RGB", (50_000, 1)), draws())
+    assert shown.pixels.shape == (64, 64, 3)
+
+
+def test_flip_is_a_mirror_with_its_probability() -> None:
+    image = picture(16, 16)
+    transform = Transform(size=16, flip=0.3)
+    plain = transform.apply(image, draws(flip=0.31)).pixels
+    assert np.array_equal(transform.apply(image, draws(flip=0.29)).pixels, plain[:, ::-1])
+    u = transform.draws(0, torch.arange(10_000))[:, 2]
+    assert abs((u < 0.3).mean() - 0.3) < 0.02  # four standard deviations
+    never = Transform(size=16, flip=0.0)
+    assert np.array_equal(never.apply(image, draws(flip=0.0)).pixels, plain)
+
+
+@pytest.mark.parametrize(
+    ("native", "zoom_u", "shorter"),
+    [(64, 0.0, 16), (64, 0.5, 32), (64, 1.0, 48), (20, 0.5, 20), (16, 0.9, 16), (8, 0.9, 16)],
+)
+def test_zoom_never_goes_above_the_native_size(native: int, zoom_u: float, shorter: int) -> None:
+    transform = Transform(size=16, crop="random", max_zoom=3.0)
+    assert transform._shorter(native, zoom_u) == shorter
+    shown = transform.apply(picture(native, 2 * native), draws(0.999, 0.999, zoom=zoom_u))
+    assert shown.pixels.shape == (16, 16, 3)
+    assert shown.crop == (shorter - 16, 2 * shorter - 16)
+
+
+def test_draws_belong_to_the_sample() -> None:
+    transform = Transform(size=16)
+    whole = transform.draws(4, torch.arange(100))
+    assert np.array_equal(transform.draws(4, torch.tensor([70, 3])), whole[[70, 3]])
+    assert not np.array_equal(transform.draws(5, torch.arange(100)), whole)
+    assert np.abs(np.corrcoef(whole.T) - np.eye(4)).max() < 0.45
+
+
+def test_random_crops_reach_every_corner() -> None:
+    transform = Transform(size=16, crop="random")
+    image = picture(18, 16)
+    tops = [transform.apply(image, row).crop[0] for row in transform.draws(0, torch.arange(300))]
+    counts = np.bincount(tops, minlength=3)
+    assert counts.min() > 70  # 100 each, standard deviation 8
+
+
+def test_pixels_are_between_minus_one_and_one() -> None:
+    values = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    pixels = to_pixels([values, values[::-1]])
+    assert pixels.shape == (2, 3, 16, 16)
+    assert pixels.dtype == torch.float32
+    assert pixels.is_contiguous()
+    expected = torch.from_numpy(values.astype(np.float64)).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(pixels[0].double(), expected, rtol=0, atol=1e-7)  # float32 rounding
+    assert (pixels.min(), pixels.max()) == (-1, 1)
+
+
+def test_all_problems_are_said_at_once() -> None:
+    with pytest.raises(ValueError, match="size=0") as caught:
+        Transform(size=0, crop="middle", flip=2.0, max_zoom=0.5)
+    text = str(caught.value)
+    for part in ("crop='middle'", "center, random", "flip=2.0", "max_zoom=0.5"):
+        assert part in text
