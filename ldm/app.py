@@ -2,62 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ldm import rng
-from ldm.check import field_problems, group_problems, nearest, target_problems, unknown_keys
+from ldm.check import target_problems, unknown_keys
 from ldm.cli import ConfigError
+from ldm.parts import DTYPES, build, build_objective, check_train, raise_all, run_settings
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
 REQUEUE = 75
-TASKS = ("diffusion", "vae", "clip")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-GROUPS = [
-    "data",
-    "models.unet",
-    "models.vae",
-    "models.text",
-    "diffusion.schedules",
-    "diffusion.prediction",
-    "diffusion.weighting",
-    "diffusion.times",
-    "sampling",
-    "training.trainer",
-    "training.optim",
-    "training.ema",
-    "training.callbacks",
-    "training.logger",
-]
-TOP = [
-    "data",
-    "models",
-    "diffusion",
-    "sampling",
-    "training",
-    "task",
-    "name",
-    "run_dir",
-    "seed",
-    "resume",
-    "init_from",
-    "weights",
-]
 
 
 # -- training -----------------------------------------------------------------------------------
@@ -86,100 +52,6 @@ def train(cfg: Config) -> int:
         run_folder.write_folder(run_dir, job.card, yaml.safe_dump(cfg, sort_keys=False), text)
         job.save_frozen(run_dir / "frozen")
     return _fit(cfg, job, start, run_dir)
-
-
-def check_train(cfg: Config) -> list[str]:
-    """Every problem of the configuration that can be found without opening data or weights."""
-    from ldm.training.plan import RunSettings
-
-    problems = unknown_keys(cfg, TOP, "")
-    problems += group_problems(cfg, GROUPS)
-    for part in ("data", "models", "diffusion", "training"):
-        problems += target_problems(cfg.get(part), part)
-    if problems:
-        return problems
-    groups = ["trainer", "optim", "ema", "callbacks", "logger", "vae_loss"]
-    problems += field_problems(cfg["training"], RunSettings, "training", extra=groups)
-    problems += _sampling_problems(cfg["sampling"])
-    for path, allowed in (
-        ("models", ["unet", "vae", "text", "vae_weights", "vae_dtype"]),
-        (
-            "diffusion",
-            [
-                *(g.split(".")[1] for g in GROUPS if g.startswith("diffusion")),
-                "offset_noise",
-                "input_perturbation",
-            ],
-        ),
-        ("training.callbacks", ["samples", "validation"]),
-    ):
-        node = cfg
-        for key in path.split("."):
-            node = node[key]
-        problems += unknown_keys(node, allowed, path)
-    choices = {"task": TASKS, "weights": ("ema", "raw"), "models.vae_dtype": tuple(DTYPES)}
-    values = {**cfg, "models.vae_dtype": cfg["models"]["vae_dtype"]}
-    for key, allowed in choices.items():
-        if values[key] not in allowed:
-            problems.append(f"{key}={values[key]!r}; allowed: {', '.join(allowed)}")
-    if isinstance(cfg["seed"], bool) or not isinstance(cfg["seed"], int):
-        problems.append(f"seed={cfg['seed']!r}; give an integer")
-    return problems or _value_problems(cfg)
-
-
-def _value_problems(cfg: Config) -> list[str]:
-    """What the parts themselves say about their values, and how they fit together."""
-    problems: list[str] = []
-
-    def attempt(node: Config) -> Any:
-        try:
-            return build(node)
-        except Exception as error:
-            problems.append(str(error.__cause__ or error))
-            return None
-
-    training = cfg["training"]
-    leaves = [training[name] for name in ("trainer", "optim", "ema", "logger")]
-    leaves += list(training["callbacks"].values())
-    for leaf in leaves:
-        settings = attempt(leaf)
-        problems += [] if settings is None else settings.problems()
-    problems += run_settings(cfg).problems()
-    unet, vae = attempt(cfg["models"]["unet"]), attempt(cfg["models"]["vae"])
-    data = attempt(cfg["data"])
-    if cfg["task"] == "diffusion":
-        try:
-            build_objective(cfg["diffusion"])
-        except Exception as error:
-            problems.append(f"diffusion: {error.__cause__ or error}")
-    factor = getattr(vae, "factor", 1)
-    if data is not None and vae is not None and cfg["task"] != "clip":
-        depth = (
-            2 ** (len(unet.block_out_channels) - 1) if unet and cfg["task"] == "diffusion" else 1
-        )
-        multiple = factor * depth
-        if data.size % multiple:
-            near = max(data.size // multiple, 1) * multiple
-            problems.append(
-                f"data.size={data.size} px is not a multiple of {multiple} (the VAE's factor {factor}"
-                f" x {depth} of the UNet); use {near} or {near + multiple}"
-            )
-    return problems
-
-
-def _sampling_problems(node: Mapping[str, Any]) -> list[str]:
-    from ldm.pipeline import SamplingDefaults
-    from ldm.sampling.presets import SAMPLERS
-
-    allowed = [f.name for f in fields(SamplingDefaults)]
-    problems = unknown_keys(node, allowed, "sampling")
-    if node.get("sampler") not in SAMPLERS:
-        known = nearest(node.get("sampler"), list(SAMPLERS))
-        problems.append(
-            f"sampling.sampler={node.get('sampler')!r} is unknown{known}; "
-            f"known: {', '.join(SAMPLERS)}"
-        )
-    return problems
 
 
 @dataclass(frozen=True)
@@ -218,8 +90,7 @@ def _build_job(cfg: Config, samples: int) -> Job:
 
 
 def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
-    from ldm.io.frozen import load_vae_weights, plain, vae_card
-    from ldm.models.codec import Codec
+    from ldm.io.frozen import frozen_codec, load_vae_weights, plain, vae_card
     from ldm.models.unet import UNet
     from ldm.pipeline import SamplingDefaults
     from ldm.training.encoders import FrozenEncoders
@@ -228,8 +99,7 @@ def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
     unet_config, vae_config = build(cfg["models"]["unet"]), build(cfg["models"]["vae"])
     text = build(cfg["models"]["text"])
     vae = load_vae_weights(vae_config, cfg["models"]["vae_weights"])
-    dtype = DTYPES[cfg["models"]["vae_dtype"]]
-    codec = Codec(vae.to(dtype).eval().requires_grad_(False), vae.config.scaling_factor)
+    codec = frozen_codec(vae, DTYPES[cfg["models"]["vae_dtype"]])
     raise_all(_fit_problems(unet_config, codec, text))
     size = cfg["sampling"]["size"] or [data.size, data.size]
     defaults = SamplingDefaults(**{**cfg["sampling"], "size": tuple(size)})
@@ -366,39 +236,34 @@ def _sample_grid(cfg: Config, job: Job, run_dir: Path, loggers: list[Any]) -> An
 
 def sample(cfg: Config) -> int:
     """Draws pictures for one prompt or a file of prompts, with a captioned grid."""
-    from ldm import pipeline
-    from ldm.images import grid, safe_name
+    from ldm import gallery, pipeline
 
     try:
-        prompts, seeds = _requests(cfg)
+        prompts, seeds = gallery.requests(
+            cfg["prompt"], cfg["prompts"], seed=cfg["seed"], seeds=cfg["seeds"], n=cfg["n"]
+        )
         pipe = pipeline.load(
             cfg["checkpoint"], weights=cfg["weights"], device=cfg["device"], dtype=cfg["dtype"]
         )
-        size = pipe.defaults.size
+        recipe = {
+            "steps": cfg["steps"] or pipe.defaults.steps,
+            "sampler": cfg["sampler"] or pipe.defaults.sampler,
+            "guidance": pipe.defaults.guidance if cfg["guidance"] is None else cfg["guidance"],
+            "negative_prompts": cfg["negative_prompt"],
+            "size": (
+                cfg["height"] or pipe.defaults.size[0],
+                cfg["width"] or pipe.defaults.size[1],
+            ),
+        }
         with progress_bar("sampling", len(prompts)) as advance:
             images = pipe.txt2img(
-                prompts,
-                seeds,
-                steps=cfg["steps"],
-                sampler=cfg["sampler"],
-                guidance=cfg["guidance"],
-                negative_prompts=cfg["negative_prompt"],
-                size=(cfg["height"] or size[0], cfg["width"] or size[1]),
-                batch_size=cfg["batch_size"],
-                progress=advance,
+                prompts, seeds, **recipe, batch_size=cfg["batch_size"], progress=advance
             )
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
-    out = Path(cfg["out"])
-    out.mkdir(parents=True, exist_ok=True)
-    for image, prompt, seed in zip(images, prompts, seeds, strict=True):
-        path = out / f"{safe_name(prompt)}-{seed}.png"
-        image.save(path, pnginfo=_recipe(cfg, pipe, prompt, seed))
+    recipe |= {"checkpoint": cfg["checkpoint"], "weights": pipe.weights}
+    for path in gallery.save(Path(cfg["out"]), images, prompts, seeds, recipe):
         log.info("%s", path)
-    if len(images) > 1:
-        captions = [f"{prompt} ({seed})" for prompt, seed in zip(prompts, seeds, strict=True)]
-        grid(images, captions).save(out / "grid.png")
-        log.info("%s", out / "grid.png")
     return 0
 
 
@@ -428,32 +293,6 @@ def evaluate(cfg: Config) -> int:
     path = report.write(Path(cfg["out"]), scores, tables)
     console.print(f"sample grid: {path}", highlight=False, soft_wrap=True)
     return 0
-
-
-def _requests(cfg: Config) -> tuple[list[str], list[int]]:
-    if (cfg["prompt"] is None) == (cfg["prompts"] is None):
-        raise ValueError('give prompt="..." or prompts=FILE (one of them)')
-    texts = [cfg["prompt"]]
-    if cfg["prompts"] is not None:
-        lines = Path(cfg["prompts"]).read_text(encoding="utf-8").splitlines()
-        texts = [line.strip() for line in lines if line.strip()]
-        if not texts:
-            raise ValueError(f"prompts={cfg['prompts']} holds no prompt; write one a line")
-    if not isinstance(cfg["n"], int) or cfg["n"] < 1:
-        raise ValueError(f"n={cfg['n']}; give 1 or more pictures a prompt")
-    seeds = cfg["seeds"] or [cfg["seed"] + k for k in range(cfg["n"])]
-    return [t for t in texts for _ in seeds], [s for _ in texts for s in seeds]
-
-
-def _recipe(cfg: Config, pipe: Any, prompt: str, seed: int) -> PngInfo:
-    """Everything that made a picture, as its metadata."""
-    keys = ("checkpoint", "negative_prompt", "steps", "sampler", "guidance", "height", "width")
-    recipe = {**{key: cfg[key] for key in keys}, "prompt": prompt, "seed": seed}
-    defaults = {**asdict(pipe.defaults), "weights": pipe.weights}
-    filled = {key: defaults.get(key) if value is None else value for key, value in recipe.items()}
-    info = PngInfo()
-    info.add_itxt("ldm", json.dumps({**filled, "weights": pipe.weights}, ensure_ascii=False))
-    return info
 
 
 @contextmanager
@@ -510,43 +349,6 @@ def pack_tiny(cfg: Config) -> int:
 
 
 # -- parts ----------------------------------------------------------------------------------------
-
-
-def build(node: Mapping[str, Any]) -> Any:
-    """The object of a node with a `_target_`; app.check has compared it with the signature."""
-    return instantiate(dict(node), _convert_="all")
-
-
-def build_objective(node: Mapping[str, Any]) -> Any:
-    """Schedule, prediction, weighting and times as one Objective."""
-    from ldm.diffusion.objective import Objective
-
-    return Objective(
-        schedule=build(node["schedules"]),
-        prediction=build(node["prediction"]),
-        weighting=build(node["weighting"]),
-        times=build(node["times"]),
-        offset_noise=node["offset_noise"],
-        input_perturbation=node["input_perturbation"],
-    )
-
-
-def run_settings(cfg: Config) -> Any:
-    """The `training` keys that are not groups."""
-    from ldm.training.plan import RunSettings
-
-    names = {f.name for f in fields(RunSettings)}
-    return RunSettings(**{k: v for k, v in cfg["training"].items() if k in names})
-
-
-def raise_all(problems: list[str]) -> None:
-    """One error with every problem."""
-    if problems:
-        raise ConfigError(
-            "\n  ".join(["the configuration has problems:", *problems])
-            if len(problems) > 1
-            else problems[0]
-        )
 
 
 def _fit_problems(unet: Any, codec: Any, text: Any) -> list[str]:

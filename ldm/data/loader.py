@@ -179,6 +179,7 @@ def wrap(stream: IterableDataset[ImageBatch], workers: Workers) -> DataLoader[Im
         prefetch_factor=workers.prefetch if count else None,
         multiprocessing_context=workers.start_method if count else None,
         pin_memory=workers.pin_memory,
+        generator=torch.Generator(),  # or it would draw a seed for its workers from the global one
     )
 
 

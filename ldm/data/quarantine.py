@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 from ldm.types import Skipped
@@ -48,12 +50,7 @@ class Quarantine:
                 log.warning("sample left out: %s %s: %s", bad.shard, bad.key, bad.reason)
         self.count += added
         if fresh and self.path is not None:
-            lines = [
-                json.dumps({"shard": b.shard, "key": b.key, "reason": b.reason}) for b in fresh
-            ]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(line + "\n" for line in lines))
+            _append(self.path, [json.dumps(asdict(bad)) for bad in fresh])
         return added
 
     def check(self, samples: int) -> None:
@@ -67,6 +64,16 @@ class Quarantine:
             f"data.max_bad_ratio={self.max_ratio}: {most}{where}. Repair the shards, "
             "or raise data.max_bad_ratio"
         )
+
+
+def _append(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a crash cut the last line short: do not write on in it
+                lines = ["", *lines]
+        file.write("\n".join([*lines, ""]).encode())
 
 
 def _read(path: Path | None) -> set[tuple[str, str]]:

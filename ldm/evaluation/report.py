@@ -58,7 +58,7 @@ class Request:
 
     @property
     def captions(self) -> list[str]:
-        return [caption for caption in EASY.captions() for _ in range(self.seeds)]
+        return [caption for caption in EASY.captions for _ in range(self.seeds)]
 
     @property
     def count(self) -> int:

@@ -58,7 +58,12 @@ def load_codec(card: Mapping[str, Any], folder: Path, *, dtype: torch.dtype) -> 
             f"{path} is another VAE than the one trained with: {found[:12]}… is not "
             f"{card['vae']['hash'][:12]}…"
         )
-    return Codec(vae.to(dtype).eval().requires_grad_(False))
+    return frozen_codec(vae, dtype)
+
+
+def frozen_codec(vae: Autoencoder, dtype: torch.dtype) -> Codec:
+    """The VAE frozen, in eval and in `dtype`, with the scale of its config."""
+    return Codec(vae.to(dtype).eval().requires_grad_(False), vae.config.scaling_factor)
 
 
 def load_text_encoder(card: Mapping[str, Any], folder: Path) -> TextEncoder:
@@ -69,12 +74,17 @@ def load_text_encoder(card: Mapping[str, Any], folder: Path) -> TextEncoder:
     return text
 
 
-def load_vae_weights(config: VAEConfig, source: str) -> torch.nn.Module:
+def load_vae_weights(config: VAEConfig | IdentityVAEConfig, source: str | None) -> Autoencoder:
     """A VAE from `tiny`, a .safetensors file, or a folder that holds one (vae/ inside, or itself).
 
     Raises FileNotFoundError naming what to put where, ValueError for other weights.
     """
     vae = build_vae(config)
+    if isinstance(config, IdentityVAEConfig):
+        return vae
+    if source is None:
+        raise FileNotFoundError("models.vae_weights=null; the frozen VAE needs weights: give tiny, "
+                                "a .safetensors file or a folder")
     path = _vae_file(source)
     load_into(vae, read_tensors(path), str(path))
     return vae
@@ -128,8 +138,10 @@ def inside(folder: Path, relative: str) -> Path:
     return path
 
 
-def vae_config(fields: Mapping[str, Any]) -> VAEConfig:
+def vae_config(fields: Mapping[str, Any]) -> VAEConfig | IdentityVAEConfig:
     """The config that `asdict` wrote; lists become tuples again."""
+    if "block_out_channels" not in fields:
+        return IdentityVAEConfig(**fields)
     return VAEConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 

@@ -79,11 +79,6 @@ class Autoencoder(nn.Module, ABC):
     def decode(self, z: Tensor) -> Tensor:
         """Latents [B,C,h,w] to pixels [B,3,H,W], not clamped."""
 
-    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """One training pass: the reconstruction [B,3,H,W] of a sample, and the moments."""
-        moments = self.encode(pixels)
-        return self.decode(sample_moments(moments, noise)), moments
-
 
 class AutoencoderKL(Autoencoder):
     """The KL autoencoder: encoder, 1x1 quant convolutions, decoder."""

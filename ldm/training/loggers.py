@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ class ResumableCSVLogger(CSVLogger):
         if self._experiment is None:
             path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
             rows = _rows_up_to(path, self._resume_from)
-            writer = super().experiment
+            with warnings.catch_warnings():  # it deletes the old file; we have its rows
+                warnings.filterwarnings("ignore", message="Experiment logs directory")
+                writer = super().experiment
             for row in rows:
                 writer.log_metrics(row, step=int(row["samples_seen"]))
             writer.save()

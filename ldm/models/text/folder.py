@@ -17,21 +17,27 @@ from ldm.models.text.sources import Origin
 
 
 def load_text(folder: Path, spec: Mapping[str, Any] | None = None) -> TextEncoder:
-    """What `save` wrote into `folder`, as its text.json (or the given spec, a card's) says.
+    """The text encoder in `folder`, as a card says it is; without a card, as its text.json does.
 
     Raises FileNotFoundError, or ValueError when the weights are not those of the spec's hash.
     """
+    said = read_spec(folder) if spec is None else spec
+    encoder = _build(said, Origin(str(folder)))
+    _check_hashes(encoder, said, str(folder))
+    if isinstance(encoder, NetworkText):
+        encoder.origin = _origin(said)
+    return encoder
+
+
+def read_spec(folder: Path) -> dict[str, Any]:
+    """What `save` wrote down beside the weights."""
     path = folder / SPEC_FILE
     if not path.exists():
         raise FileNotFoundError(
             f"{path} is missing: put the saved text encoder (config, weights, tokenizer) there"
         )
-    spec = spec or json.loads(path.read_text())
-    encoder = _build(spec, Origin(str(folder)))
-    _check_hashes(encoder, spec, str(folder))
-    if isinstance(encoder, NetworkText):
-        encoder.origin = _origin(spec)
-    return encoder
+    spec: dict[str, Any] = json.loads(path.read_text())
+    return spec
 
 
 def text_from_spec(spec: Mapping[str, Any]) -> TextEncoder:

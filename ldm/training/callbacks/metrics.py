@@ -20,9 +20,8 @@ log = logging.getLogger(__name__)
 class Metrics(Callback):
     """Loss, learning rate, gradient norm and images/s every `plan.log_every` samples.
 
-    The only place of the loop that waits for the device. encoders_finite: asks the frozen
-    encoders whether everything since the last call was finite; captions_cut: how many captions
-    were longer than the text encoder's window.
+    The only place of the loop that waits for the device. Unusable samples are counted and listed
+    here, and end the run above the configured ratio.
     """
 
     def __init__(self, quarantine: Quarantine) -> None:
@@ -54,6 +53,7 @@ class Metrics(Callback):
 
     def _log(self, trainer: L.Trainer, module: TrainedModule) -> None:
         means = module.take_means()  # sync point
+        self.quarantine.check(module.samples_seen // module.plan.world_size)
         seconds = time.perf_counter() - self._since - module.paused_s
         metrics = {f"train/{name}": value for name, value in means.items()}
         metrics["lr"] = trainer.optimizers[0].param_groups[0]["lr"]

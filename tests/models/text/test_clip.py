@@ -74,6 +74,13 @@ def test_spec_is_plain_and_finds_the_source_again(clip_dir, captions):
     assert_close(again.encode(captions).context, encoder.encode(captions).context, **BITS)
 
 
+def test_a_card_is_enough_for_a_folder_that_we_did_not_save(clip_dir, captions):
+    encoder = clip_text(source=str(clip_dir), clip_skip=2)
+    again = load_text(clip_dir, {**encoder.spec(), "source": "org/elsewhere"})
+    assert again.spec() == {**encoder.spec(), "source": "org/elsewhere"}
+    assert_close(again.encode(captions).context, encoder.encode(captions).context, **BITS)
+
+
 def test_changed_weights_are_noticed(clip_dir, tmp_path):
     clip_text(source=str(clip_dir)).save(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -101,6 +108,8 @@ def test_half_precision_file_is_fp32_in_memory(clip_dir, reference_clip, tokeniz
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float16"
     encoder = clip_text(source=str(tmp_path))
     assert {p.dtype for p in encoder.module.parameters()} == {torch.float32}
+    encoder.save(tmp_path / "frozen")
+    assert json.loads((tmp_path / "frozen" / "config.json").read_text())["dtype"] == "float32"
     rounded = CLIPTextModel(reference_clip.config).eval()
     rounded.load_state_dict({k: v.half().float() for k, v in reference_clip.state_dict().items()})
     with torch.no_grad():

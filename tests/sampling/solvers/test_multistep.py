@@ -8,8 +8,9 @@ import torch
 from torch.testing import assert_close
 
 from ldm.diffusion.schedules import ScaledLinear
-from ldm.sampling.levels import linspace
-from ldm.sampling.solvers.multistep import ADAMS_BASHFORTH, lms_weights
+from ldm.sampling.levels import leading, linspace
+from ldm.sampling.solvers.multistep import ADAMS_BASHFORTH, lms, lms_weights
+from ldm.types import Denoised
 
 
 def test_lms_weights_of_stable_diffusion() -> None:
@@ -36,3 +37,12 @@ def test_adams_bashforth_is_lms_on_equal_steps() -> None:
         nodes = [float(-k) for k in range(order)]
         got = torch.tensor(lms_weights(nodes, 1.0))
         assert_close(got, torch.tensor(weights), rtol=1e-6, atol=0)
+
+
+def test_lms_stays_where_a_level_repeats() -> None:
+    """leading with steps = T ends twice at the first step; the polynomial has no length there."""
+    levels = leading(ScaledLinear(num_train_steps=8), steps=8)
+    assert levels.t[-1] == levels.t[-2]
+    belief = Denoised(torch.tensor([0.5]), torch.tensor([1.5]))
+    x = lms(lambda x, level: belief, torch.ones(1), levels)
+    assert_close(x, levels.alpha[-1] * belief.x0 + levels.sigma[-1] * belief.eps)
