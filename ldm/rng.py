@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -18,26 +19,35 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)  # key increments: golden ratio, sqrt(3) - 1
 _ROUNDS = 10
-_CHUNK = 1 << 18  # blocks drawn at once in `permutation`: bounds its memory
+_CACHED_WORDS = 1 << 17  # words drawn at once on the CPU
+_CHUNK = 1 << 14  # blocks drawn at once in `permutation`
 
 
 def uniform(seed: int, purpose: str, index: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
     """Uniform in [0, 1). index: [B] int64 -> [B,*shape] float32 on its device."""
-    words = _words(seed, purpose, index, math.prod(shape))
-    # 24 bits: every value is exact in float32, and 1.0 is never reached by rounding
-    return ((words >> 8).to(torch.float32) * 2.0**-24).reshape(-1, *shape)
+    count = math.prod(shape)
+
+    def draw(rows: Tensor) -> Tensor:
+        # 24 bits: every value is exact in float32, and 1.0 is never reached by rounding
+        return (_words(seed, purpose, rows, count) >> 8).to(torch.float32) * 2.0**-24
+
+    return _in_parts(draw, index, count).reshape(-1, *shape)
 
 
 def normal(seed: int, purpose: str, index: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
     """Standard normal by Box-Muller. index: [B] int64 -> [B,*shape] float32 on its device."""
     count = math.prod(shape)
     pairs = (count + 1) // 2
-    words = _words(seed, purpose, index, 2 * pairs).reshape(-1, 2)
-    # contiguous: strided input takes another code path of log and cos, with other last bits
-    radius = (words[:, 0].to(torch.float32) + 1.0).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
-    angle = words[:, 1].to(torch.float32).mul_(2.0 * math.pi * 2.0**-32)
-    both = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
-    return both.reshape(-1, 2 * pairs)[:, :count].reshape(-1, *shape)
+
+    def draw(rows: Tensor) -> Tensor:
+        words = _words(seed, purpose, rows, 2 * pairs).reshape(-1, 2)
+        # contiguous: strided input takes another code path of log and cos, with other last bits
+        radius = (words[:, 0].to(torch.float32) + 1.0).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+        angle = words[:, 1].to(torch.float32).mul_(2.0 * math.pi * 2.0**-32)
+        both = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
+        return both.reshape(-1, 2 * pairs)[:, :count]
+
+    return _in_parts(draw, index, count).reshape(-1, *shape)
 
 
 def integers(
@@ -46,8 +56,12 @@ def integers(
     """Uniform integers in [0, high). index: [B] int64 -> [B,*shape] int64 on its device."""
     if not 0 < high <= 1 << 48:
         raise ValueError(f"high={high} is not in 1 … 2^48; the 62-bit draws would be biased")
-    words = _words(seed, purpose, index, 2 * math.prod(shape)).reshape(-1, 2)
-    return (_joined(words) % high).reshape(-1, *shape)
+    count = 2 * math.prod(shape)
+
+    def draw(rows: Tensor) -> Tensor:
+        return _joined(_words(seed, purpose, rows, count).reshape(-1, 2)) % high
+
+    return _in_parts(draw, index, count).reshape(-1, *shape)
 
 
 def permutation(seed: int, purpose: str, index: int, n: int) -> Tensor:
@@ -67,6 +81,14 @@ def fold(seed: int, purpose: str, index: int = 0) -> int:
     """One non-negative 63-bit integer made of all three: an `index`, or a seed for a library."""
     text = f"{int(seed)}\0{purpose}\0{int(index)}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def _in_parts(draw: Callable[[Tensor], Tensor], index: Tensor, count: int) -> Tensor:
+    """`draw` for a few rows at a time on the CPU: outside its cache it is ten times slower."""
+    rows = max(1, _CACHED_WORDS // max(1, count))
+    if index.device.type != "cpu" or index.shape[0] <= rows:
+        return draw(index)
+    return torch.cat([draw(part) for part in torch.split(index, rows)])
 
 
 def _joined(words: Tensor) -> Tensor:
@@ -109,7 +131,9 @@ def philox4x32(counter: tuple[Tensor, ...], key: tuple[int, int]) -> Tensor:
     k0, k1 = key
     for _ in range(_ROUNDS):
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK
-        c2, c3 = ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
+        # in place on the new tensors; c1 and c3 keep their high halves, which the next mask drops
+        c0 = (p1 >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK)
+        c2 = (p0 >> 32).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
+        c1, c3 = p1, p0
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return torch.stack((c0, c1, c2, c3), dim=-1)
+    return torch.stack((c0, c1 & _MASK, c2, c3 & _MASK), dim=-1)

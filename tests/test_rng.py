@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from ldm import rng
 
+Draw = Callable[[int, str, Tensor, tuple[int, ...]], Tensor]
 SHAPES = [(), (1,), (3, 5, 7), (77,), (4, 8, 8), (4, 64, 64)]
 
 
@@ -36,7 +39,7 @@ def test_philox_known_answers(counter: str, key: str, expected: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("draw", [rng.uniform, rng.normal])
-def test_a_row_does_not_depend_on_its_batch(draw, shape: tuple[int, ...]) -> None:
+def test_a_row_does_not_depend_on_its_batch(draw: Draw, shape: tuple[int, ...]) -> None:
     index = torch.arange(1000, 1064)
     whole = draw(7, "eps", index, shape)
     for rows in ([5], [63, 0, 7], list(range(10, 40)), list(range(63, -1, -1))):

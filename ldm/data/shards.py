@@ -283,8 +283,8 @@ _FILES = _Files(_OPEN_FILES)
 def _check_unchanged(index: ShardIndex, shard: int, handle: int) -> None:
     """A local shard that was written over in place would be read at wrong offsets."""
     status = os.fstat(handle)
-    size, mtime_ns = index.stamps[shard]
-    if status.st_size != size or (mtime_ns and status.st_mtime_ns != mtime_ns):
+    now = (status.st_size, status.st_mtime_ns)
+    if now != index.stamps[shard] and not is_remote(index.shards[shard]):
         raise OSError(f"{index.shards[shard]} changed after it was indexed; restart")
 
 

@@ -29,7 +29,7 @@ from ldm.types import ImageBatch, Skipped
 log = logging.getLogger(__name__)
 
 Raw = Mapping[str, object]
-_MAX_BAD = 1000  # unusable samples or shards in a row
+_MAX_BAD = 1000  # unusable samples or shards within a batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class StreamReader:
         def note(error: Exception) -> bool:
             shard = next((arg for arg in error.args if arg in self.shards), "?")
             skipped.append(Skipped(str(shard), "", f"{type(error).__name__}: {error}"))
-            return True  # go on with the next shard
+            return len(skipped) <= _MAX_BAD  # True: go on with the next shard
 
         pipeline = wds.DataPipeline(
             # its own seeding by process number would make ranks draw alike after a restart
@@ -87,12 +87,13 @@ class StreamBatches(IterableDataset[ImageBatch]):
         draws = self.reader.examples.draws(positions)
         made: list[Example] = []
         while len(made) < len(positions):
-            if len(skipped) > _MAX_BAD + len(positions):
+            sample = next(samples, None)
+            if sample is None or len(skipped) > _MAX_BAD:
                 bad = skipped[-1]
                 raise RuntimeError(
-                    f"{len(skipped)} samples in a row cannot be used: {bad.shard}: {bad.reason}"
+                    f"{len(skipped)} samples or shards in a row cannot be used: "
+                    f"{bad.shard}: {bad.reason}"
                 )
-            sample = next(samples)
             key, number = str(sample["__key__"]), int(positions[len(made)])
             members = {k: v for k, v in sample.items() if isinstance(v, bytes)}
             try:

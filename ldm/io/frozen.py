@@ -21,7 +21,7 @@ from ldm.io.checkpoint import tensors_hash
 from ldm.models.codec import Codec
 from ldm.models.text.base import TextEncoder
 from ldm.models.text.folder import load_text
-from ldm.models.vae import VAEConfig, build_vae
+from ldm.models.vae import Autoencoder, IdentityVAEConfig, VAEConfig, build_vae
 
 VAE_FILE = "vae.safetensors"
 TEXT_FOLDER = "text"

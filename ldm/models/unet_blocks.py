@@ -83,7 +83,9 @@ class _Pairs(nn.Module):
 class DownBlock(_Pairs):
     """Pairs, then half the size (not at the last level); every result is kept as a skip."""
 
-    def __init__(self, in_width: int, width: int, layers: int, level: LevelShape, halve: bool) -> None:
+    def __init__(
+        self, in_width: int, width: int, layers: int, level: LevelShape, halve: bool
+    ) -> None:
         super().__init__()
         self.checkpointing = level.checkpointing
         self.resnets = nn.ModuleList(

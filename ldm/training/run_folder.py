@@ -37,7 +37,7 @@ def find_start(run_dir: Path, resume: str | None, init_from: str | None) -> Star
         )
     used = (run_dir / "card.json").is_file()
     if not resume:
-        if used:
+        if used and is_main_process():  # the others start when the first has written its own card
             raise ValueError(
                 f"run_dir={run_dir} holds a run already; resume=auto goes on with it, another "
                 "run_dir=... starts a new one"
@@ -92,7 +92,11 @@ def provenance() -> dict[str, str | None]:
 
 def is_main_process() -> bool:
     """Whether this process writes files: the first one, also before any process group exists."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+    if "RANK" in os.environ:  # torchrun
+        return int(os.environ["RANK"]) == 0
+    if "LOCAL_RANK" in os.environ:  # a child that Lightning started
+        return int(os.environ["LOCAL_RANK"]) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+    return int(os.environ.get("SLURM_PROCID", 0)) == 0
 
 
 def _differences(old: Any, new: Any, path: str) -> list[tuple[str, tuple[Any, Any]]]:

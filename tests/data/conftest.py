@@ -23,7 +23,7 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def png() -> Callable[..., bytes]:
     """A PNG whose pixels depend on `value`."""
 
@@ -36,7 +36,7 @@ def png() -> Callable[..., bytes]:
     return make
 
 
-@pytest.fixture()
+@pytest.fixture
 def write_tar() -> Callable[..., Path]:
     """A tar of (name, bytes) in this order."""
 
@@ -54,7 +54,7 @@ def write_tar() -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture()
+@pytest.fixture
 def write_shard(png: Callable[..., bytes], write_tar: Callable[..., Path]) -> Callable[..., Path]:
     """A shard of `count` samples keyed by `prefix` and number; `extra` replaces or adds members."""
 
@@ -79,7 +79,7 @@ def write_shard(png: Callable[..., bytes], write_tar: Callable[..., Path]) -> Ca
     return write
 
 
-@pytest.fixture()
+@pytest.fixture
 def three_shards(tmp_path: Path, write_shard: Callable[..., Path]) -> list[str]:
     """37 samples in shards of 11, 7 and 19; keys name shard and number."""
     sizes = {"a": 11, "b": 7, "c": 19}

@@ -52,7 +52,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture()
+@pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     folder = tmp_path / "served"
     folder.mkdir()
@@ -65,7 +65,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         running.shutdown()
 
 
-@pytest.fixture()
+@pytest.fixture
 def url(server: Server) -> str:
     return f"http://127.0.0.1:{server.server_port}"
 
@@ -77,7 +77,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-@pytest.fixture()
+@pytest.fixture
 def cache(tmp_path: Path) -> ShardCache:
     return ShardCache(folder=tmp_path / "cache")
 
@@ -136,9 +136,9 @@ def test_what_comes_cut_short_is_fetched_again(
 ) -> None:
     write_shard(tmp_path / "served" / "a.tar", 4)
     server.broken = 2
-    assert cache.local(f"{url}/a.tar").stat().st_size == (
-        tmp_path / "served" / "a.tar"
-    ).stat().st_size
+    assert (
+        cache.local(f"{url}/a.tar").stat().st_size == (tmp_path / "served" / "a.tar").stat().st_size
+    )
     server.broken = 100
     with pytest.raises(OSError, match=r"b\.tar could not be fetched, 4 tries: .* bytes came"):
         cache.local(f"{url}/b.tar")
@@ -162,7 +162,7 @@ def test_unknown_schemes_say_what_to_install(cache: ShardCache) -> None:
 def test_commands(tmp_path: Path, write_shard: Write, cache: ShardCache) -> None:
     for n in range(2):
         write_shard(tmp_path / f"it's {n}.tar", 3 + n)
-    shards = expand(f"pipe:cat \"{tmp_path}/it's {{0..1}}.tar\"")
+    shards = expand(f'pipe:cat "{tmp_path}/it\'s {{0..1}}.tar"')
     index = build_index(shards, cache=cache)
     assert index.sizes == (3, 4)
     assert read(index, 1, 3)["txt"] == b"caption s3"

@@ -9,7 +9,7 @@ import pytest
 from ldm.data.locate import expand
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for n in range(3):
         (tmp_path / f"x-{n:03d}.tar").touch()

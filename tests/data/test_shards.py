@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from ldm.data import tarwalk
 from ldm.data import table as tables
+from ldm.data import tarwalk
 from ldm.data.cache import ShardCache
 from ldm.data.captions import Captions
 from ldm.data.filters import parse_filter
@@ -123,7 +123,7 @@ def test_base_256_sizes_are_read() -> None:
     assert tarwalk._number(b"\x80" + (9 << 30).to_bytes(11, "big"), 0) == 9 << 30
 
 
-# -- the index file ---------------------------------------------------------------------------------
+# -- the index file -----------------------------------------------------------------------------
 
 
 def test_the_index_is_kept_beside_the_shard(
@@ -204,7 +204,7 @@ def test_the_index_pickles_small(three_shards: list[str]) -> None:
     assert read(pickle.loads(data), 2, 18) == read(index, 2, 18)
 
 
-# -- what cannot be used ----------------------------------------------------------------------------
+# -- what cannot be used ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_what_is_no_tar_is_an_error_that_names_it(tmp_path: Path, data: bytes) -
     assert str(shard) in str(caught.value)
 
 
-# -- filters and splits -----------------------------------------------------------------------------
+# -- filters and splits -------------------------------------------------------------------------
 
 
 def test_filters_act_when_the_index_is_read(
@@ -308,7 +308,7 @@ def test_a_filter_on_a_field_that_does_not_exist_is_an_error(three_shards: list[
 
 
 def test_filters_that_leave_nothing_are_an_error(three_shards: list[str]) -> None:
-    with pytest.raises(ValueError, match="leave no sample: .*37 dropped"):
+    with pytest.raises(ValueError, match=r"leave no sample: .*37 dropped"):
         build_index(three_shards, rules=parse_filter({"number": ">100"}))
 
 

@@ -14,7 +14,6 @@ import yaml
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ldm.data.order import Order
 from ldm.data.reader import Reader
 from ldm.data.settings import DataConfig, TrainSource, ValSource
 from ldm.data.source import Data, open_data
@@ -100,12 +99,10 @@ def test_remote_shards_are_read_in_groups_of_half_the_cache(
     mean = sum(Path(shard).stat().st_size for shard in three_shards) / 3
     common = {"cache_dir": str(tmp_path / "cache"), "num_workers": 0}
     data = open_data(config(pipes, cache_gb=4.1 * mean / 1e9, **common), seed=0)
-    order = data.train.order
-    assert isinstance(order, Order)
-    assert (order.group, order.lanes) == (2, 64)
+    assert (data.spec()["group"], data.spec()["lanes"]) == (2, 64)
     assert len(set(keys(data, 4))) == 32
     data = open_data(config(pipes, cache_gb=4.1 * mean / 1e9, group=1, lanes=8, **common), seed=0)
-    assert (data.train.order.group, data.train.order.lanes) == (1, 8)  # type: ignore[union-attr]
+    assert (data.spec()["group"], data.spec()["lanes"]) == (1, 8)
     with pytest.raises(ValueError, match=r"cache_gb=.* does not hold two shards"):
         open_data(config(pipes, cache_gb=mean / 1e9, **common), seed=0)
 

@@ -26,7 +26,7 @@ def batches(reader: StreamReader, count: int, share: Share, workers: int = 0) ->
     return list(itertools.islice(loader, count))
 
 
-@pytest.fixture()
+@pytest.fixture
 def reader(three_shards: list[str]) -> StreamReader:
     pipes = expand([f"pipe:cat {shard}" for shard in three_shards])
     return StreamReader(shards=tuple(pipes), examples=EXAMPLES, buffer=20)

@@ -50,7 +50,9 @@ def test_crop_of_the_resized_is_resize_then_crop(height: int, width: int, crop: 
     whole = image.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
     top, left = shown.crop
     expected = np.asarray(whole)[top : top + size, left : left + size].astype(int)
-    assert np.abs(shown.pixels.astype(int) - expected).max() <= 1  # the box is float32 inside Pillow
+    assert (
+        np.abs(shown.pixels.astype(int) - expected).max() <= 1
+    )  # the box is float32 inside Pillow
 
 
 def test_shrinking_is_antialiased() -> None:
@@ -114,7 +116,7 @@ def test_pixels_are_between_minus_one_and_one() -> None:
     assert pixels.is_contiguous()
     expected = torch.from_numpy(values.astype(np.float64)).permute(2, 0, 1) / 127.5 - 1
     torch.testing.assert_close(pixels[0].double(), expected, rtol=0, atol=1e-7)  # float32 rounding
-    assert (pixels.min(), pixels.max()) == (-1, 1)
+    assert (pixels.min().item(), pixels.max().item()) == (-1, 1)
 
 
 def test_all_problems_are_said_at_once() -> None:

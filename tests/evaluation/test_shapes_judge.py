@@ -85,6 +85,7 @@ def blobs() -> Tensor:
 
 
 NOTHING = {
+    "a trace of a circle": painted(0.1 * masks(["circle"], [0.35], [(0.5, 0.5)])),
     "white": torch.ones(4, 3, 32, 32),
     "nearly white": 1 - 0.1 * noise(200, 3, 32, 32).abs(),
     "one colour": torch.rand(200, 3, 1, 1).mul(2).sub(1).expand(-1, -1, 32, 32),

@@ -99,7 +99,7 @@ def inputs(config: UNetConfig, size: tuple[int, int], seed: int) -> tuple[Tensor
 
 def close(got: Tensor, expected: Tensor, name: str) -> None:
     """1e-5 of the largest value: fp32 sums of some thousand terms in another order."""
-    scale = max(1.0, float(expected.abs().max()))
+    scale = max(1.0, float(expected.detach().abs().max()))
     assert_close(got / scale, expected / scale, rtol=0, atol=1e-5, msg=lambda m: f"{name}: {m}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -48,19 +49,23 @@ def lms(
     order: int = 4,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """k-diffusion's linear multistep: eps a polynomial in sigma/alpha, integrated exactly."""
+    """k-diffusion's linear multistep: eps a polynomial in sigma/alpha, integrated exactly.
+
+    Out of and into alpha = 0, where sigma/alpha is infinite, the step is first order.
+    """
     ratios = (levels.sigma.double() / levels.alpha.double()).tolist()
     past: list[Tensor] = []  # eps, newest first
     for i in range(levels.steps):
         level, to = levels.at(i), levels.at(i + 1)
         belief = denoise(x, level)
-        if level.alpha == 0 or ratios[i] == ratios[i + 1]:
+        length = ratios[i + 1] - ratios[i]
+        if length == 0 or not math.isfinite(length):
             x = move(belief, to)
         else:
             past = [belief.eps, *past[: order - 1]]
             nodes = [ratios[i - k] for k in range(len(past))]
             weights = lms_weights(nodes, ratios[i + 1])
-            eps = weighted([w / (ratios[i + 1] - ratios[i]) for w in weights], past)
+            eps = weighted([w / length for w in weights], past)
             x = move(with_eps(belief, eps, level), to)
         report(on_step, i, belief)
     return x
