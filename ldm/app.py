@@ -369,19 +369,13 @@ def _fit_problems(unet: Any, codec: Any, text: Any) -> list[str]:
 
 def _initialise(unet: Any, source: str, weights: str) -> Config:
     """Weights of another model into `unet`. Returns the lineage for the card."""
-    from ldm.io.checkpoint import tensors_hash
     from ldm.io.frozen import load_into
-    from ldm.io.load import find
+    from ldm.io.load import initial_weights
 
-    found = find(source, weights=weights)
-    load_into(unet, {k: v.float() for k, v in found.tensors.items()}, source)
-    log.info("init_from: %s (%s weights, %d tensors)", source, found.weights, len(found.tensors))
-    return {
-        "source": source,
-        "weights": found.weights,
-        "hash": tensors_hash(found.tensors),
-        "samples_seen": found.card.get("samples_seen", 0),
-    }
+    tensors, lineage = initial_weights(source, weights=weights)
+    load_into(unet, {k: v.float() for k, v in tensors.items()}, source)
+    log.info("init_from %s: %d tensors, %s weights", source, len(tensors), lineage["weights"])
+    return lineage
 
 
 def _card(cfg: Config, data: Any) -> Config:

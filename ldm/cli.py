@@ -71,8 +71,6 @@ Task = Callable[[dict[str, Any]], int | None]
 def run(task: Task, *, config: str) -> None:
     """Runs `task` on the composed configuration; its return value is the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for library in ("lightning.pytorch", "lightning.fabric"):  # device lists, tips, adverts
-        logging.getLogger(library).setLevel(logging.WARNING)
     original = list(sys.argv)
     try:
         arguments = encode(original[1:])

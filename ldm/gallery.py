@@ -43,7 +43,7 @@ def save(
     seeds: Sequence[int],
     recipe: Mapping[str, Any],
 ) -> list[Path]:
-    """PNGs named after prompt and seed, the recipe in their metadata; a captioned grid of several."""
+    """PNGs named after prompt and seed, the recipe in their metadata; a captioned grid as well."""
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for image, prompt, seed in zip(images, prompts, seeds, strict=True):

@@ -157,8 +157,8 @@ def _value_problems(cfg: Config) -> list[str]:
         if data.size % multiple:
             near = max(data.size // multiple, 1) * multiple
             problems.append(
-                f"data.size={data.size} px is not a multiple of {multiple} (the VAE's factor {factor}"
-                f" x {depth} of the UNet); use {near} or {near + multiple}"
+                f"data.size={data.size} px is not a multiple of {multiple} (the VAE's factor "
+                f"{factor} x {depth} of the UNet); use {near} or {near + multiple}"
             )
     return problems
 

@@ -31,7 +31,9 @@ class Level:
     def expand(self, like: Tensor) -> Level:
         """The same level with trailing axes, to multiply `like` [B,...]."""
         tail = (1,) * (like.ndim - 1)
-        return Level(*(value.reshape(*value.shape, *tail) for value in (self.t, self.alpha, self.sigma)))
+        return Level(
+            *(value.reshape(*value.shape, *tail) for value in (self.t, self.alpha, self.sigma))
+        )
 
     def rows(self, batch: int) -> Level:
         """A scalar level repeated for `batch` rows."""
@@ -69,7 +71,9 @@ class Conditioning:
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """Parts stacked along the batch; a field must be present in all parts or in none."""
         columns = zip(*(_values(part) for part in parts), strict=True)
-        return Conditioning(*(None if column[0] is None else torch.cat(column) for column in columns))
+        return Conditioning(
+            *(None if column[0] is None else torch.cat(column) for column in columns)
+        )
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,10 @@ def load_vae_weights(config: VAEConfig | IdentityVAEConfig, source: str | None) 
     if isinstance(config, IdentityVAEConfig):
         return vae
     if source is None:
-        raise FileNotFoundError("models.vae_weights=null; the frozen VAE needs weights: give tiny, "
-                                "a .safetensors file or a folder")
+        raise FileNotFoundError(
+            "models.vae_weights=null; the frozen VAE needs weights: give tiny, "
+            "a .safetensors file or a folder"
+        )
     path = _vae_file(source)
     load_into(vae, read_tensors(path), str(path))
     return vae

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from ldm.models.unet import UNet, UNetConfig
 
 log = logging.getLogger(__name__)
 MODEL_FILE = "model.safetensors"
+DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 WEIGHTS = ("ema", "raw")
 
 
@@ -43,11 +45,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Found:
-    """Card, network weights and the folder that frozen/ lies in, before anything is built."""
+    """Card and network weights, before anything is built. path: the .ckpt or export folder."""
 
     card: dict[str, Any]
     tensors: dict[str, Tensor]
-    folder: Path
+    path: Path
     weights: str
 
 
@@ -62,14 +64,15 @@ def load_model(
     found = find(path, weights=weights)
     if found.card["task"] != "diffusion":
         raise ValueError(f"{path} holds a trained {found.card['task']}, not a diffusion model")
+    home = _frozen_home(found.path, found.card)
     with torch.device("meta"):
         unet = UNet(unet_config(found.card["unet"]))
     unet = unet.to_empty(device="cpu")
     load_into(unet, {k: v.float() for k, v in found.tensors.items()}, str(path))
     return Model(
         unet=unet.to(dtype or torch.float32).eval().requires_grad_(False),
-        codec=load_codec(found.card, found.folder, dtype=dtype or torch.float32),
-        text=load_text_encoder(found.card, found.folder),
+        codec=load_codec(found.card, home, dtype=dtype or torch.float32),
+        text=load_text_encoder(found.card, home),
         card=found.card,
         weights=found.weights,
     )
@@ -82,7 +85,8 @@ def find(path: str | Path, *, weights: str = "ema") -> Found:
     folder = ASSETS if str(path) == "tiny" else Path(path)
     if not folder.exists():
         raise FileNotFoundError(
-            f"checkpoint={path} does not exist; give tiny, a run folder, a .ckpt or a folder of weights"
+            f"checkpoint={path} does not exist; give tiny, a run folder, a .ckpt or a folder "
+            "of weights"
         )
     if folder.is_file():
         return _from_document(folder, weights)
@@ -96,6 +100,31 @@ def find(path: str | Path, *, weights: str = "ema") -> Found:
             raise FileNotFoundError(f"{folder} holds no valid checkpoint yet")
         return _from_document(newest, weights)
     return _from_export(folder, weights)
+
+
+def initial_weights(source: str, *, weights: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """UNet tensors for `init_from`, and where they come from (for the card).
+
+    Beside what `find` reads, a diffusers folder: unet/diffusion_pytorch_model.safetensors, whose
+    parameter names are ours.
+    """
+    folder = Path(source)
+    places = (folder / "unet" / DIFFUSERS_FILE, folder / DIFFUSERS_FILE)
+    unet = next((place for place in places if place.is_file()), None)
+    if unet is not None:
+        tensors, card, chosen = read_tensors(unet), {}, "raw"
+    else:
+        found = find(source, weights=weights)
+        if found.card["task"] != "diffusion":
+            raise ValueError(f"init_from={source} holds a {found.card['task']}, not a UNet")
+        tensors, card, chosen = found.tensors, found.card, found.weights
+    lineage = {
+        "source": source,
+        "weights": chosen,
+        "hash": files.tensors_hash(tensors),
+        "samples_seen": card.get("samples_seen"),
+    }
+    return tensors, lineage
 
 
 def network_weights(document: Mapping[str, Any], weights: str) -> tuple[dict[str, Tensor], str]:
@@ -116,8 +145,6 @@ def save_export(
     dtype: torch.dtype,
 ) -> None:
     """card.json and model.safetensors: a folder of weights; frozen/ is written by save_frozen."""
-    import json
-
     write_tensors(folder / MODEL_FILE, tensors, dtype)
     kept = {**card, "weights": weights}
     files.write_text(folder / "card.json", json.dumps(plain(kept), indent=1, ensure_ascii=False))
@@ -136,8 +163,7 @@ def _from_document(path: Path, weights: str) -> Found:
     document = files.read(path.resolve())
     card = files.check_card(document.get("card"), str(path))
     tensors, chosen = network_weights(document, weights)
-    home = _frozen_home(path.resolve(), card) if card["task"] == "diffusion" else path.parent
-    return Found(card, tensors, home, chosen)
+    return Found(card, tensors, path.resolve(), chosen)
 
 
 def _from_export(folder: Path, weights: str) -> Found:
@@ -149,7 +175,9 @@ def _from_export(folder: Path, weights: str) -> Found:
 
 
 def _frozen_home(path: Path, card: Mapping[str, Any]) -> Path:
-    """The folder that holds frozen/: the run folder, or the one that the file lies in."""
+    """The folder that holds frozen/: an export, the run folder, or the one a file lies in."""
+    if path.is_dir():
+        return path
     for folder in (path.parent.parent, path.parent):
         if (folder / "frozen").is_dir():
             return folder

@@ -75,7 +75,7 @@ class TrainedModule(L.LightningModule):
         raise NotImplementedError
 
     def validation_losses(self, batch: Batch, total: int) -> dict[str, Tensor]:
-        """Per-sample losses [B] by name, on draws keyed by the index among `total` samples alone."""
+        """Per-sample losses [B] by name; all draws are keyed by the index among `total`."""
         raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -76,7 +76,8 @@ class EMA:
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Strict. Raises ValueError when the names differ."""
         shadows = state["shadows"]
-        assert isinstance(shadows, dict) and isinstance(state["steps"], int)
+        assert isinstance(shadows, dict)
+        assert isinstance(state["steps"], int)
         if shadows.keys() != self.shadows.keys():
             odd = sorted(shadows.keys() ^ self.shadows.keys())
             raise ValueError(f"EMA of other weights: {len(odd)} names differ, first {odd[:3]}")

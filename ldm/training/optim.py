@@ -48,7 +48,8 @@ class OptimSettings:
         start = f"warm-up over {self.warmup:,} samples, " if self.warmup else ""
         if self.shape == "constant":
             return f"{start}{self.lr:g}"
-        return f"{start}{self.lr:g}, {self.shape} to {self.final * self.lr:g} from {self.decay_start:.0%} on"
+        end = f"{self.shape} to {self.final * self.lr:g} from {self.decay_start:.0%} on"
+        return f"{start}{self.lr:g}, {end}"
 
 
 def build_optimizer(

@@ -1,8 +1,8 @@
 """How does the embedded stack come out of finished runs?
 
-    clip/                   both towers (fp16), tokenizer; the text half conditions the UNet
-    frozen/vae.safetensors  the VAE (fp16), latent statistics folded into its 1x1 convolutions
-    card.json, model.safetensors   the trained UNet (fp16, EMA)
+clip/                   both towers (fp16), tokenizer; the text half conditions the UNet
+frozen/vae.safetensors  the VAE (fp16), latent statistics folded into its 1x1 convolutions
+card.json, model.safetensors   the trained UNet (fp16, EMA)
 """
 
 from __future__ import annotations

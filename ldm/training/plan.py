@@ -153,7 +153,8 @@ def describe(plan: Plan, *, parameters: int, lr: str, head: dict[str, str]) -> s
         **{key: value for key, value in head.items() if value},
         "trained parameters": f"{parameters:,}",
         "data": f"{plan.train_size:,} samples to train on, {plan.val_size:,} to validate on",
-        "length": f"{plan.total_samples:,} samples = {plan.steps:,} steps = {plan.epochs:.2f} epochs",
+        "length": f"{plan.total_samples:,} samples = {plan.steps:,} steps"
+        f" = {plan.epochs:.2f} epochs",
         "batch": f"{plan.batch_size} = {plan.world_size} device(s) x micro_batch {plan.micro_batch}"
         f" x accumulation {plan.accumulate}",
         "learning rate": lr,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -74,6 +76,9 @@ def build_trainer(
     run_dir: Path,
 ) -> L.Trainer:
     """One endless Lightning epoch; epochs, intervals and validation are counted in samples."""
+    for library in ("lightning.pytorch", "lightning.fabric"):  # device lists, tips, adverts
+        logging.getLogger(library).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # of Lightning's own
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     strategy: str | DDPStrategy = "auto"

@@ -30,6 +30,7 @@ CAPTIONS = [
     "(blue:1.2) a=b {x}",
     "two\nlines\tand a tab",
     "back\\slash",
+    "  Upper Case and spaces at both ends ",
 ]
 
 
@@ -332,7 +333,9 @@ def test_captions_of_a_folder_arrive_verbatim(tmp_path):
     assert sorted(sample["txt"] for sample in samples) == sorted(CAPTIONS)
     assert sorted(sample["json"]["caption"] for sample in samples) == sorted(CAPTIONS)
     assert all(sample["png"] == png() for sample in samples)
-    assert {s["json"]["source"] for s in samples} == {f"sub {i}/ünïcode/a.b.png" for i in range(5)}
+    assert {s["json"]["source"] for s in samples} == {
+        f"sub {i}/ünïcode/a.b.png" for i in range(len(CAPTIONS))
+    }
     assert {path: path.read_bytes() for path in root.rglob("*.*")} == before
 
 
@@ -452,6 +455,22 @@ def test_a_csv_gives_captions_verbatim_and_its_other_columns(tmp_path):
     samples = written(TableSource(table=tmp_path / "t.csv"), tmp_path / "out")
     assert [sample["txt"] for sample in samples] == [*CAPTIONS, "007", "NULL"]
     assert {sample["json"]["score"] for sample in samples} == {0.5}
+
+
+def test_a_csv_of_numbers_has_texts_as_captions(tmp_path):
+    (tmp_path / "1.0").write_bytes(png())
+    (tmp_path / "t.csv").write_text("image,caption\n1.0,007\n1.0,1e3\n")
+    items = list(TableSource(table=tmp_path / "t.csv").items())
+    assert [item.caption for item in items] == ["007", "1e3"]
+
+
+def test_a_csv_may_have_line_breaks_wherever_its_blocks_of_a_megabyte_end(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    caption = "line\n" * 200
+    (tmp_path / "t.csv").write_text("image,caption\n" + f'a.png,"{caption}"\n' * 2500)
+    source = TableSource(table=tmp_path / "t.csv")
+    assert len(source) == 2500
+    assert [item.caption for item in source.items(2490)] == [caption] * 10
 
 
 def test_paths_of_a_table_cannot_leave_the_folder(tmp_path):

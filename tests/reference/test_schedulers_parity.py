@@ -223,15 +223,17 @@ def test_lms() -> None:
 
 @pytest.mark.parametrize("steps", [25, 10])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_dpmpp_2m(steps: int, prediction: str) -> None:
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+def test_dpmpp_2m(steps: int, prediction: str, final: str) -> None:
     from diffusers import DPMSolverMultistepScheduler
 
     scheduler = DPMSolverMultistepScheduler(
-        **SD, timestep_spacing="linspace", prediction_type=prediction, final_sigmas_type="zero"
+        **SD, timestep_spacing="linspace", prediction_type=prediction, final_sigmas_type=final
     )
     scheduler.set_timesteps(steps)
     objective = Objective(schedule=ScaledLinear(), prediction=PREDICTIONS[prediction])
-    levels = explicit(objective.schedule, times=scheduler.timesteps.tolist())
+    times = scheduler.timesteps.tolist()
+    levels = explicit(objective.schedule, times=times, final_to_zero=final == "zero")
     got = dpmpp_2m(bound(objective), normals(0), levels)
     assert_close(got, theirs(scheduler, normals(0)), **CLOSE)
 

@@ -89,6 +89,7 @@ def write_weights(state: Mapping[str, Tensor], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().to("cpu").contiguous() for name, value in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors writes 600: nobody else could load the run
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -92,4 +92,5 @@ def _line(module: TrainedModule, numbers: str) -> str:
     total = module.plan.steps * module.plan.batch_size
     left = (total - module.samples_seen) / max(module.last_metrics["images_per_s"], 1e-9)
     done = 100 * module.samples_seen / total
-    return f"{module.samples_seen:,} of {total:,} samples ({done:.0f} %) · {numbers} · {left:.0f} s left"
+    place = f"{module.samples_seen:,} of {total:,} samples ({done:.0f} %)"
+    return f"{place} · {numbers} · {left:.0f} s left"

@@ -9,7 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from ldm.models.text import sources
-from ldm.models.text.sources import Origin, read_weights, tokenizer_folder, weights_folder
+from ldm.models.text.sources import (
+    Origin,
+    read_weights,
+    tokenizer_folder,
+    weights_folder,
+    write_weights,
+)
 
 
 def write_model(folder):
@@ -111,6 +117,12 @@ def test_shards_are_put_together(tmp_path):
         "a": [1, 1],
         "b": [0, 0, 0],
     }
+
+
+def test_written_weights_can_be_read_by_others(tmp_path):
+    write_weights({"a": torch.arange(6.0).reshape(2, 3).T}, tmp_path / "new")
+    assert (tmp_path / "new" / "model.safetensors").stat().st_mode & 0o044 == 0o044
+    assert read_weights(tmp_path / "new")["a"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_no_pickle_is_executed(tmp_path):
