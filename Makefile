@@ -21,7 +21,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 quickstart: install  ## data, training, pictures and scores on the embedded stack (about 15 minutes)
-	@test -f data/shapes/index.json || $(BIN)/python scripts/make_shards.py source=shapes out=data/shapes
+	$(BIN)/python scripts/make_shards.py source=shapes out=data/shapes
 	$(BIN)/python scripts/train.py experiment=quickstart run_dir=$(RUN) resume=auto $(TRAIN_ARGS)
 	$(BIN)/python scripts/evaluate.py checkpoint=$(RUN) compare=tiny out=$(RUN)/report $(SCORE_ARGS)
 

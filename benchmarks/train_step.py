@@ -21,8 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -282,20 +281,18 @@ def peak_memory(case: Case, contender: str) -> float:
         for _ in range(3):
             trainer.step()
         return (torch.cuda.max_memory_allocated() - before) / MIB
-    with resident() as before:
-        for _ in range(3):
-            trainer.step()
-    # Linux counts ru_maxrss in KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    before = resident_mib()
+    for _ in range(3):
+        trainer.step()
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts KiB
+    return highest - before
 
 
-@contextmanager
-def resident() -> Iterator[float]:
-    """MiB resident now, with what imports have freed given back first."""
-    if platform.system() == "Linux":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+def resident_mib() -> float:
+    """Memory of this process now, with what imports have freed given back first. Linux."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    yield pages * resource.getpagesize() / MIB
+    return pages * resource.getpagesize() / MIB
 
 
 # --- printing --------------------------------------------------------------------------------

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,11 @@ import torch
 import yaml
 from hydra.errors import InstantiationException
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ldm import rng
 from ldm.check import target_problems, unknown_keys
 from ldm.cli import ConfigError
+from ldm.gallery import progress_bar
 from ldm.parts import DTYPES, build, build_objective, check_train, raise_all, run_settings
 
 log = logging.getLogger(__name__)
@@ -37,7 +35,7 @@ def train(cfg: Config) -> int:
     run_dir = Path(cfg["run_dir"])
     try:
         start = run_folder.find_start(run_dir, cfg["resume"], cfg["init_from"])
-        job = _build_job(cfg, start.samples)
+        job = _build_job(cfg)
         problems = start.checkpoint and run_folder.resume_problems(job.card, start.checkpoint)
         raise_all(list(problems or []))
     except (ValueError, FileNotFoundError) as error:
@@ -45,8 +43,8 @@ def train(cfg: Config) -> int:
     if start.samples >= job.plan.total_samples:
         log.info("%s is finished: %d samples seen", run_dir, start.samples)
         return 0
-    main_process = run_folder.is_main_process()
-    if main_process:
+    job.card["run_id"] = run_folder.run_id(cfg["name"], start.checkpoint)
+    if run_folder.is_main_process():
         text = describe_plan(cfg, job, start.samples)
         Console(stderr=True).print(text, highlight=False)
         run_folder.write_folder(run_dir, job.card, yaml.safe_dump(cfg, sort_keys=False), text)
@@ -73,7 +71,7 @@ class Job:
             save_frozen(folder, self.encoders.codec, self.encoders.text)
 
 
-def _build_job(cfg: Config, samples: int) -> Job:
+def _build_job(cfg: Config) -> Job:
     from ldm.data.source import open_data
     from ldm.training.plan import make_plan
 
@@ -185,12 +183,11 @@ def _fit(cfg: Config, job: Job, start: Any, run_dir: Path) -> int:
     from ldm.training.trainer import build_trainer
 
     training = cfg["training"]
-    run_id = f"{cfg['name']}-{rng.fold(cfg['seed'], str(run_dir.resolve())):016x}"[-40:]
     loggers = build_loggers(
         build(training["logger"]),
         run_dir,
         name=cfg["name"],
-        run_id=run_id,
+        run_id=job.card["run_id"],
         resume_from=start.samples,
     )
     checkpoints = RunCheckpoint(run_dir / "checkpoints", keep=training["keep_checkpoints"])
@@ -293,20 +290,6 @@ def evaluate(cfg: Config) -> int:
     path = report.write(Path(cfg["out"]), scores, tables)
     console.print(f"sample grid: {path}", highlight=False, soft_wrap=True)
     return 0
-
-
-@contextmanager
-def progress_bar(name: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """A rich bar; gives the function that moves it."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda done, _: bar.update(task, completed=done)
 
 
 # -- data ---------------------------------------------------------------------------------------

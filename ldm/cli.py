@@ -8,6 +8,7 @@ travel through it as hexadecimal, and a resolver gives them back verbatim.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from collections import Counter
@@ -41,6 +42,11 @@ FREE_TEXT = frozenset(
         "mask",
         "data.root",
         "data.table",
+        "data.mapping",
+        "data.emojibase",
+        "data.caption",
+        "data.default_caption",
+        "data.license",
         "data.train.shards",
         "data.val.shards",
         "data.cache_dir",
@@ -70,6 +76,7 @@ Task = Callable[[dict[str, Any]], int | None]
 
 def run(task: Task, *, config: str) -> None:
     """Runs `task` on the composed configuration; its return value is the exit code."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     original = list(sys.argv)
     try:

@@ -133,7 +133,6 @@ class Pipeline:
         eta = defaults.eta if own else chosen.eta
         rescale = defaults.guidance_rescale if own else chosen.guidance_rescale
         levels = chosen.grid(self.objective.schedule, steps=_steps(steps or defaults.steps))
-        levels = levels.to(self.device)
         factor = self.codec.factor
         shape = (self.codec.latent_channels, height // factor, width // factor)
         index = torch.tensor([_row_key(seed) for seed in seeds], device=self.device)

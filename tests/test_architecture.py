@@ -49,7 +49,7 @@ THIRD_PARTIES = {
     "data": {"webdataset", "fsspec", "PIL", "simplejpeg", "numpy", "rich", "pyarrow", "resvg_py"},
     "io": {"safetensors", "huggingface_hub"},
     "pipeline": {"PIL"},
-    "gallery": {"PIL"},
+    "gallery": {"PIL", "rich"},
     "evaluation": {"transformers", "torchmetrics", "PIL", "numpy", "rich"},
     "training": {"lightning", "wandb", "tensorboard", "PIL", "numpy", "rich"},
     "cli": {"hydra", "omegaconf"},

@@ -137,12 +137,11 @@ class DiffusionModule(TrainedModule):
         """
         x0 = self.encoders.latents(batch)
         cond = self.encoders.conditioning(batch)
-        low, high = self.objective.schedule.time_range
         place = rng.permutation(self.seed, "val-place", 0, total).to(batch.index.device)
         fraction = (
             place[batch.index % total] + rng.uniform(self.seed, "val-time", batch.index)
         ) / total
-        level = self.objective.schedule.at(low + fraction * (high - low))
+        level = self.objective.schedule.at(self.objective.schedule.training_time(fraction))
         eps = rng.normal(self.seed, "val-noise", batch.index, tuple(x0.shape[1:]))
         x = self.objective.add_noise(x0, eps, level)
         out = self._network(x, level, cond).float()

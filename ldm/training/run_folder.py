@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import secrets
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,6 +78,13 @@ def write_folder(run_dir: Path, card: Mapping[str, Any], config: str, plan: str)
     files.write_text(run_dir / "plan.txt", plan + "\n")
     text = json.dumps(card, indent=1, ensure_ascii=False, sort_keys=False)
     files.write_text(run_dir / "card.json", text)
+
+
+def run_id(name: str, checkpoint: Path | None) -> str:
+    """The run's name for loggers: a new one, or the one that the checkpoint was written under."""
+    if checkpoint is None:
+        return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', name)}-{secrets.token_hex(4)}"
+    return str(files.read(checkpoint)["card"]["run_id"])
 
 
 def provenance() -> dict[str, str | None]:

@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 
 from ldm.training.callbacks.checkpointing import DocumentIO
@@ -21,6 +22,7 @@ from ldm.training.plan import Plan
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu")
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class TrainerSettings:
     timeout_s: float = 1800.0
     deterministic: bool = False
     threads: int | None = None
+    profiler: str | None = None
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, each with what is allowed."""
@@ -44,6 +47,9 @@ class TrainerSettings:
                 found.append(f"training.trainer.{name}={came!r}; allowed: {', '.join(allowed)}")
         if self.devices != "auto" and not (isinstance(self.devices, int) and self.devices >= 1):
             found.append(f"training.trainer.devices={self.devices!r}; a number from 1, or auto")
+        if self.profiler is not None and self.profiler not in PROFILERS:
+            known = ", ".join(PROFILERS)
+            found.append(f"training.trainer.profiler={self.profiler!r}; null or one of {known}")
         if self.num_nodes < 1:
             found.append(f"training.trainer.num_nodes={self.num_nodes}; 1 or more")
         if self.accelerator == "gpu" and not torch.cuda.is_available():
@@ -63,7 +69,7 @@ class TrainerSettings:
     @property
     def world_size(self) -> int:
         """Processes of the whole run; under torchrun or SLURM, what the launcher says."""
-        launched = os.environ.get("WORLD_SIZE")
+        launched = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS")
         return int(launched) if launched else self.device_count * self.num_nodes
 
 
@@ -107,11 +113,17 @@ def build_trainer(
         logger=list(loggers),
         plugins=[DocumentIO()],
         log_every_n_steps=1 << 30,  # we log ourselves, in samples
+        profiler=_profiler(settings.profiler, run_dir),
         enable_model_summary=False,
         enable_checkpointing=True,
         deterministic=settings.deterministic,
         default_root_dir=str(run_dir),
     )
+
+
+def _profiler(name: str | None, run_dir: Path) -> Profiler | None:
+    """Lightning's profiler of that name; it writes fit-profile.txt into the run folder."""
+    return None if name is None else PROFILERS[name](dirpath=run_dir, filename="profile")
 
 
 def _gpu() -> bool:
