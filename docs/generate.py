@@ -1,7 +1,7 @@
-"""Which keys does conf/ have, and what do they mean? Makes docs/config.md from the comments beside them.
+"""Which keys does conf/ have, and what do they mean? Makes docs/config.md from their comments.
 
-A leaf is written `key: value  # [unit] meaning`. Files of conf/experiment and conf/debug are diffs: their keys
-are explained where they are defined.
+A leaf is written `key: value  # [unit] meaning`. Files of conf/experiment and conf/debug are
+diffs: their keys are explained where they are defined.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ Made from the comments in `conf/` by `python scripts/config_docs.py`; edit those
   `python scripts/train.py models/unet=mini training.batch_size=32`.
 - `experiment=NAME` is a named set of changes; what the command line says comes after it and wins.
 - `--cfg job` prints the whole configuration and does nothing else.
-- Amounts are samples (pictures seen), not steps: `20000`, `1e6`, or epochs as `2ep`. `null` is none or never, `???` has to
-  be given.
+- Amounts are samples (pictures seen), not steps: `20000`, `1e6`, or epochs as `2ep`. `null` is none
+  or never, `???` has to be given.
+- Of a group the default file is listed in full, of the others what differs from it.
 """
 
 
@@ -76,7 +77,7 @@ def leaves(path: Path) -> list[Leaf]:
 
 
 def prefix(path: Path) -> str:
-    """Where a file's keys lie: `models.unet` for conf/models/unet/tiny.yaml, unless it says @package."""
+    """Where a file's keys lie: `models.unet` for conf/models/unet/tiny.yaml, or its @package."""
     package = re.search(r"^# @package (\S+)", path.read_text(), re.MULTILINE)
     if package:
         return "" if package[1] == "_global_" else package[1]
@@ -170,18 +171,16 @@ def _choices(conf: Path, choices: dict[str, str]) -> str:
 
 
 def _group(folder: Path, default: str | None) -> list[str]:
-    """The default file in full; of the others only what differs from it."""
+    """The default file in full; of others with the same keys only what differs from it."""
     files = sorted(folder.glob("*.yaml"), key=lambda path: (path.stem != default, path.stem))
     base = {leaf.key: (leaf.value, leaf.unit, leaf.meaning) for leaf in leaves(files[0])}
     parts = []
     for path in files:
         own = leaves(path)
-        gone = [key for key in base if key not in {leaf.key for leaf in own}]
-        if path is not files[0]:
+        if path is not files[0] and base.keys() <= {leaf.key for leaf in own}:
             own = [x for x in own if base.get(x.key) != (x.value, x.unit, x.meaning)]
         told = [f"**`{path.stem}`**{' (default)' if path.stem == default else ''}"]
         told += [description(path).replace("\n", " ")]
-        told += [f"Without {', '.join(map(_code, gone))}."] if gone else []
         parts += [" · ".join(part for part in told if part), _table(own)]
     return parts
 
@@ -213,7 +212,8 @@ def _cell(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{text.replace('|', '\\|')}`"
+    escaped = text.replace("|", "\\|")
+    return f"`{escaped}`"
 
 
 def _root(path: Path) -> Path:

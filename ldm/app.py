@@ -116,7 +116,13 @@ def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
     unet = UNet(unet_config)
     if cfg["init_from"]:
         card["parent"] = _initialise(unet, cfg["init_from"], cfg["weights"])
-    encoders = FrozenEncoders(codec, text, seed=cfg["seed"], cache_captions=settings.cache_captions)
+    encoders = FrozenEncoders(
+        codec,
+        text,
+        seed=cfg["seed"],
+        cache_captions=settings.cache_captions,
+        cache_latents=settings.cache_latents,
+    )
     module = DiffusionModule(
         unet,
         encoders,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,23 +15,33 @@ from ldm.models.codec import Codec
 from ldm.models.text.base import TextEncoder
 from ldm.types import Conditioning, ImageBatch, LatentBatch
 
+T = TypeVar("T")
+
 
 class FrozenEncoders:
     """The VAE and the text encoder, outside the state dict, DDP, `.train()` and the optimiser.
 
-    cache_captions: how many encoded captions to keep (least recently used go first); worth it for
-    small sets of captions, 0 for none.
+    cache_captions, cache_latents: how many encoded captions and pictures to keep in memory (the
+    least recently used go first); 0 encodes everything anew. With a cache every miss is encoded
+    alone, so that what a row becomes does not depend on the rows beside it: a resumed run, whose
+    cache is empty, goes on bit for bit.
     """
 
     def __init__(
-        self, codec: Codec, text: TextEncoder, *, seed: int, cache_captions: int = 0
+        self,
+        codec: Codec,
+        text: TextEncoder,
+        *,
+        seed: int,
+        cache_captions: int = 0,
+        cache_latents: int = 0,
     ) -> None:
         self.codec = codec
         self.text = text
         self.seed = seed
         self.finite: Tensor | None = None
-        self._cache: OrderedDict[str, Conditioning] = OrderedDict()
-        self._cache_size = cache_captions
+        self._contexts: _Cache[Conditioning] = _Cache(cache_captions)
+        self._moments: _Cache[Tensor] = _Cache(cache_latents)
         self._null: Conditioning | None = None
 
     @torch.no_grad()
@@ -38,12 +50,21 @@ class FrozenEncoders:
         if isinstance(batch, LatentBatch):
             moments = batch.moments
         else:
-            moments = self.codec.moments(batch.pixels)  # [B,3,H,W] -> [B,2C,h,w]
+            moments = self.moments(batch.pixels)  # [B,3,H,W] -> [B,2C,h,w]
         shape = (moments.shape[1] // 2, *moments.shape[2:])
         x0 = self.codec.latents(moments, rng.normal(self.seed, "vae", batch.index, shape))
         good = torch.isfinite(x0).all()
         self.finite = good if self.finite is None else self.finite & good
         return x0
+
+    @torch.no_grad()
+    def moments(self, pixels: Tensor) -> Tensor:
+        """[B,3,H,W] -> [B,2C,h,w], through the cache when there is one; keyed by the pixels."""
+        if not self._moments.size:
+            return self.codec.moments(pixels)
+        keys = [hashlib.blake2b(row.numpy().tobytes()).digest() for row in pixels.cpu()]
+        rows = self._moments.rows(keys, lambda row: self.codec.moments(pixels[row : row + 1]))
+        return torch.cat(rows)
 
     @torch.no_grad()
     def conditioning(self, batch: ImageBatch | LatentBatch) -> Conditioning:
@@ -55,19 +76,11 @@ class FrozenEncoders:
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Conditioning:
         """Captions to context, through the cache when there is one."""
-        if not self._cache_size:
+        if not self._contexts.size:
             return self.text.encode(list(captions))
-        missing = [c for c in dict.fromkeys(captions) if c not in self._cache]
-        if missing:
-            fresh = self.text.encode(missing)
-            for row, caption in enumerate(missing):
-                self._cache[caption] = fresh.rows(slice(row, row + 1))
-        parts = [self._cache[caption] for caption in captions]
-        for caption in captions:
-            self._cache.move_to_end(caption)
-        while len(self._cache) > max(self._cache_size, len(set(captions))):
-            self._cache.popitem(last=False)
-        return Conditioning.cat(parts)
+        return Conditioning.cat(
+            self._contexts.rows(captions, lambda row: self.text.encode([captions[row]]))
+        )
 
     @torch.no_grad()
     def null(self) -> Conditioning:
@@ -83,9 +96,33 @@ class FrozenEncoders:
         return finite
 
     def to(self, device: torch.device | str) -> FrozenEncoders:
-        """Moves both encoders; the cache starts anew on the new device."""
+        """Moves both encoders; the caches start anew on the new device."""
         self.codec.to(device)
         self.text.to(device)
-        self._cache.clear()
+        self._contexts.clear()
+        self._moments.clear()
         self._null = None
         return self
+
+
+class _Cache(Generic[T]):
+    """The `size` least recently forgotten values."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._kept: OrderedDict[Hashable, T] = OrderedDict()
+
+    def rows(self, keys: Sequence[Hashable], make: Callable[[int], T]) -> list[T]:
+        """The values of these keys; `make(row)` gives that of keys[row] when it is missing."""
+        found = []
+        for row, key in enumerate(keys):
+            if key not in self._kept:
+                self._kept[key] = make(row)
+            self._kept.move_to_end(key)
+            found.append(self._kept[key])
+        while len(self._kept) > self.size:
+            self._kept.popitem(last=False)
+        return found
+
+    def clear(self) -> None:
+        self._kept.clear()

@@ -27,6 +27,7 @@ class RunSettings:
     channels_last: bool = False
     gradient_clip: float | None = 1.0
     cache_captions: int = 0
+    cache_latents: int = 0
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, each with what is allowed."""
@@ -36,6 +37,9 @@ class RunSettings:
                 found.append(f"training.{name}={getattr(self, name)}; it must be 1 or more")
         if self.micro_batch is not None and self.micro_batch < 1:
             found.append(f"training.micro_batch={self.micro_batch}; it must be 1 or more")
+        for name in ("cache_captions", "cache_latents"):
+            if getattr(self, name) < 0:
+                found.append(f"training.{name}={getattr(self, name)}; it must be 0 or more")
         if not 0 <= self.caption_dropout <= 1:
             found.append(f"training.caption_dropout={self.caption_dropout}; allowed: 0 to 1")
         if self.gradient_clip is not None and self.gradient_clip <= 0:
