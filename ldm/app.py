@@ -14,8 +14,8 @@ from hydra.errors import InstantiationException
 from rich.console import Console
 
 from ldm import rng
-from ldm.check import target_problems, unknown_keys
-from ldm.cli import ConfigError
+from ldm.check import missing_values, primary_problems, target_problems, unknown_keys
+from ldm.cli import CONF, ConfigError
 from ldm.gallery import progress_bar
 from ldm.parts import DTYPES, build, build_objective, check_train, raise_all, run_settings
 
@@ -239,6 +239,7 @@ def _sample_grid(cfg: Config, job: Job, run_dir: Path, loggers: list[Any]) -> An
 
 def sample(cfg: Config) -> int:
     """Draws pictures for one prompt or a file of prompts, with a captioned grid."""
+    raise_all(primary_problems(cfg, CONF / "sample.yaml"))
     from ldm import gallery, pipeline
 
     try:
@@ -272,6 +273,7 @@ def sample(cfg: Config) -> int:
 
 def evaluate(cfg: Config) -> int:
     """Draws every caption of the shapes data with new seeds and lets the judge score them."""
+    raise_all(primary_problems(cfg, CONF / "evaluate.yaml"))
     from ldm import pipeline
     from ldm.evaluation import report
 
@@ -303,9 +305,8 @@ def evaluate(cfg: Config) -> int:
 
 def make_shards(cfg: Config) -> int:
     """Writes webdataset shards from a source of pictures and captions."""
-    raise_all(
-        unknown_keys(cfg, ["data", "out", "writer", "overwrite"], "") + target_problems(cfg, "")
-    )
+    allowed = ["data", "out", "writer", "overwrite"]
+    raise_all(unknown_keys(cfg, allowed, "") + target_problems(cfg, "") + missing_values(cfg, ""))
     try:
         build(cfg["writer"]).write(build(cfg["data"]))
     except (ValueError, FileNotFoundError, FileExistsError) as error:
@@ -320,7 +321,8 @@ def pack_tiny(cfg: Config) -> int:
     from ldm.data.source import open_data
     from ldm.training import pack
 
-    raise_all(target_problems(cfg, ""))
+    allowed = ["data", "clip", "part", "input", "out", "vocab_size"]
+    raise_all(unknown_keys(cfg, allowed, "") + target_problems(cfg, ""))
     part, out = cfg["part"], Path(cfg["out"])
     if part not in ("tokenizer", "clip", "vae", "unet"):
         raise ConfigError(f"part={part!r}; allowed: tokenizer, clip, vae, unet")

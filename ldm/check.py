@@ -8,8 +8,10 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
+import yaml
 from hydra.utils import get_object
 
 Node = Mapping[str, Any]
@@ -24,6 +26,19 @@ def unknown_keys(node: Node, allowed: Sequence[str], path: str) -> list[str]:
         for key in node
         if key not in allowed
     ]
+
+
+def primary_problems(cfg: Node, primary: Path) -> list[str]:
+    """Compares the keys of a flat configuration with those of its primary file."""
+    known = yaml.safe_load(primary.read_text(encoding="utf-8"))
+    return unknown_keys(cfg, [key for key in known if key != "defaults"], "")
+
+
+def missing_values(node: Any, path: str) -> list[str]:
+    """A problem for each value that the configuration leaves to the user (`???`)."""
+    if isinstance(node, Mapping):
+        return [p for key, value in node.items() for p in missing_values(value, _join(path, key))]
+    return [f"{path} is required; give {path}=..."] if node == "???" else []
 
 
 def nearest(name: object, known: Sequence[str]) -> str:

@@ -85,7 +85,7 @@ def run(task: Task, *, config: str) -> None:
         arguments[first:first] = _HYDRA  # beside the others: argparse wants overrides in one run
         sys.argv[1:] = arguments
         if config == "make_shards":  # a friendlier name for the group
-            sys.argv[1:] = [re.sub("^source=", "data/make=", a) for a in sys.argv[1:]]
+            sys.argv[1:] = [re.sub(r"^(\+\+)?source=", "data/make=", a) for a in sys.argv[1:]]
     except ValueError as error:
         sys.exit(f"error: {error}")
     if not OmegaConf.has_resolver("verbatim"):
@@ -127,19 +127,30 @@ def encode(arguments: list[str]) -> list[str]:
             '("data.train.shards=x-{0..5}.tar"); the shell expands them otherwise'
         )
     return [
-        _hidden(match) if match and match.group(2) in FREE_TEXT else argument
+        argument if match is None else _for_hydra(match, argument)
         for argument, match in zip(arguments, matches, strict=True)
     ]
+
+
+def _for_hydra(match: re.Match[str], argument: str) -> str:
+    """Free text hidden; every value may be new (`++`), so that app.check finds all unknown keys."""
+    key = match.group(2)
+    if key in FREE_TEXT:
+        return _hidden(match)
+    a_group = "/" in key or (CONF / key).is_dir()
+    if match.group(1) or a_group or key.startswith("hydra"):
+        return argument
+    return f"++{argument}"
 
 
 def _hidden(match: re.Match[str]) -> str:
     plus, key, value = match.groups()
     if value in ("null", ""):
-        return f"{plus}{key}=null"
+        return f"{plus or '++'}{key}=null"
     if key.endswith(".shards") and value.startswith("[") and value.endswith("]"):
         parts = [_quoted(part) for part in _split(value[1:-1])]
-        return f"{plus}{key}=[{','.join(parts)}]"
-    return f"{plus}{key}={_quoted(value)}"
+        return f"{plus or '++'}{key}=[{','.join(parts)}]"
+    return f"{plus or '++'}{key}={_quoted(value)}"
 
 
 def _quoted(value: str) -> str:

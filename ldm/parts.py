@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 
-from ldm.check import field_problems, group_problems, nearest, target_problems, unknown_keys
+from ldm.check import (
+    field_problems,
+    group_problems,
+    missing_values,
+    nearest,
+    target_problems,
+    unknown_keys,
+)
 from ldm.cli import ConfigError
 
 Config = dict[str, Any]
@@ -45,6 +52,20 @@ TOP = [
     "init_from",
     "weights",
 ]
+TRAINING_GROUPS = ("trainer", "optim", "ema", "callbacks", "logger", "vae_loss")
+KEYS = {
+    "models": ("unet", "vae", "text", "vae_weights", "vae_dtype"),
+    "diffusion": (
+        "schedules",
+        "prediction",
+        "weighting",
+        "times",
+        "offset_noise",
+        "input_perturbation",
+    ),
+    "training.callbacks": ("samples", "validation"),
+}
+CHOICES = {"task": TASKS, "weights": ("ema", "raw"), "models.vae_dtype": tuple(DTYPES)}
 
 
 def build(node: Mapping[str, Any]) -> Any:
@@ -85,82 +106,88 @@ def raise_all(problems: list[str]) -> None:
 
 
 def check_train(cfg: Config) -> list[str]:
-    """Every problem of the configuration that can be found without opening data or weights."""
-    from ldm.training.plan import RunSettings
+    """Every problem of the configuration that can be found without opening data or weights.
 
-    problems = unknown_keys(cfg, TOP, "")
-    problems += group_problems(cfg, GROUPS)
+    Nodes whose keys are wrong are not built; everything else is, so that one run of the check
+    names what is unknown, what is missing, what is out of range and what does not fit together.
+    """
+    problems = unknown_keys(cfg, TOP, "") + group_problems(cfg, GROUPS)
     for part in ("data", "models", "diffusion", "training"):
         problems += target_problems(cfg.get(part), part)
-    if problems:
-        return problems
-    groups = ["trainer", "optim", "ema", "callbacks", "logger", "vae_loss"]
-    problems += field_problems(cfg["training"], RunSettings, "training", extra=groups)
-    problems += _sampling_problems(cfg["sampling"])
-    for path, allowed in (
-        ("models", ["unet", "vae", "text", "vae_weights", "vae_dtype"]),
-        (
-            "diffusion",
-            [
-                *(g.split(".")[1] for g in GROUPS if g.startswith("diffusion")),
-                "offset_noise",
-                "input_perturbation",
-            ],
-        ),
-        ("training.callbacks", ["samples", "validation"]),
-    ):
-        node = cfg
-        for key in path.split("."):
-            node = node[key]
-        problems += unknown_keys(node, allowed, path)
-    choices = {"task": TASKS, "weights": ("ema", "raw"), "models.vae_dtype": tuple(DTYPES)}
-    values = {**cfg, "models.vae_dtype": cfg["models"]["vae_dtype"]}
-    for key, allowed in choices.items():
-        if values[key] not in allowed:
-            problems.append(f"{key}={values[key]!r}; allowed: {', '.join(allowed)}")
-    if isinstance(cfg["seed"], bool) or not isinstance(cfg["seed"], int):
-        problems.append(f"seed={cfg['seed']!r}; give an integer")
-    return problems or _value_problems(cfg)
+    problems += missing_values(cfg, "") + _key_problems(cfg)
+    for key, allowed in CHOICES.items():
+        value = _at(cfg, key)
+        if value not in allowed:
+            problems.append(f"{key}={value!r}; allowed: {', '.join(allowed)}")
+    if isinstance(cfg.get("seed"), bool) or not isinstance(cfg.get("seed"), int):
+        problems.append(f"seed={cfg.get('seed')!r}; give an integer")
+    return problems + _value_problems(cfg, problems)
 
 
-def _value_problems(cfg: Config) -> list[str]:
-    """What the parts themselves say about their values, and how they fit together."""
+def _key_problems(cfg: Config) -> list[str]:
+    """Keys of the nodes that are no `_target_` themselves."""
+    from ldm.training.plan import RunSettings
+
+    problems = []
+    for path, allowed in KEYS.items():
+        node = _at(cfg, path)
+        if isinstance(node, Mapping):
+            problems += unknown_keys(node, allowed, path)
+    training = cfg.get("training")
+    if isinstance(training, Mapping):
+        problems += field_problems(training, RunSettings, "training", extra=TRAINING_GROUPS)
+    if isinstance(cfg.get("sampling"), Mapping):
+        problems += _sampling_problems(cfg["sampling"])
+    return problems
+
+
+def _value_problems(cfg: Config, known: list[str]) -> list[str]:
+    """What the parts themselves say about their values, and how they fit together.
+
+    known: problems found so far; what they name is not built again.
+    """
     problems: list[str] = []
 
-    def attempt(node: Config) -> Any:
+    def attempt(path: str, make: Callable[[Any], Any] = build) -> Any:
+        if any(problem.startswith((f"{path}.", f"{path} ", f"{path}=")) for problem in known):
+            return None
         try:
-            return build(node)
+            return make(_at(cfg, path))
         except Exception as error:
-            problems.append(str(error.__cause__ or error))
+            problems.append(f"{path}: {error.__cause__ or error}")
             return None
 
-    training = cfg["training"]
-    leaves = [training[name] for name in ("trainer", "optim", "ema", "logger")]
-    leaves += list(training["callbacks"].values())
-    for leaf in leaves:
-        settings = attempt(leaf)
+    leaves = [f"training.{name}" for name in ("trainer", "optim", "ema", "logger")]
+    leaves += [f"training.callbacks.{name}" for name in KEYS["training.callbacks"]]
+    for path in leaves:
+        settings = attempt(path)
         problems += [] if settings is None else settings.problems()
-    problems += run_settings(cfg).problems()
-    unet, vae = attempt(cfg["models"]["unet"]), attempt(cfg["models"]["vae"])
-    data = attempt(cfg["data"])
-    if cfg["task"] == "diffusion":
-        try:
-            build_objective(cfg["diffusion"])
-        except Exception as error:
-            problems.append(f"diffusion: {error.__cause__ or error}")
-    factor = getattr(vae, "factor", 1)
-    if data is not None and vae is not None and cfg["task"] != "clip":
-        depth = (
-            2 ** (len(unet.block_out_channels) - 1) if unet and cfg["task"] == "diffusion" else 1
-        )
-        multiple = factor * depth
-        if data.size % multiple:
-            near = max(data.size // multiple, 1) * multiple
-            problems.append(
-                f"data.size={data.size} px is not a multiple of {multiple} (the VAE's factor "
-                f"{factor} x {depth} of the UNet); use {near} or {near + multiple}"
-            )
+    if not any(problem.startswith("training.") for problem in known):
+        problems += run_settings(cfg).problems()
+    unet, vae, data = (attempt(path) for path in ("models.unet", "models.vae", "data"))
+    if cfg.get("task") == "diffusion":
+        attempt("diffusion", build_objective)
+    if data is not None and vae is not None and cfg.get("task") != "clip":
+        levels = len(unet.block_out_channels) if unet and cfg.get("task") == "diffusion" else 1
+        problems += _size_problems(data.size, vae.factor, 2 ** (levels - 1))
     return problems
+
+
+def _size_problems(size: int, factor: int, depth: int) -> list[str]:
+    multiple = factor * depth
+    if size % multiple == 0:
+        return []
+    near = max(size // multiple, 1) * multiple
+    return [
+        f"data.size={size} px is not a multiple of {multiple} (the VAE's factor {factor} x {depth} "
+        f"of the UNet); use {near} or {near + multiple}"
+    ]
+
+
+def _at(cfg: Any, path: str) -> Any:
+    for key in path.split("."):
+        cfg = cfg.get(key) if isinstance(cfg, Mapping) else None
+    return cfg
 
 
 def _sampling_problems(node: Mapping[str, Any]) -> list[str]:

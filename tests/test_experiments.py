@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,6 @@ TEXT = {
     "ldm.models.text.none.NoText": (),
     "ldm.models.text.bert.bert_text": (
         "models.text.source=scratch",
-        "models.text.subfolder=null",
         "models.text.config.width=128",
         "models.text.config.num_layers=1",
         "models.text.config.num_heads=2",
@@ -58,6 +59,11 @@ TWO_STEPS = (
 
 def compose(*arguments: str) -> Config:
     """What `python scripts/train.py` would make of these arguments."""
+    return deepcopy(_composed(arguments))
+
+
+@cache
+def _composed(arguments: tuple[str, ...]) -> Config:
     if not OmegaConf.has_resolver("verbatim"):
         OmegaConf.register_new_resolver("verbatim", lambda text: bytes.fromhex(text[1:]).decode())
     with hydra.initialize_config_dir(str(cli.CONF), version_base="1.3"):
