@@ -5,9 +5,8 @@
 
 The contenders take turns, one step each, in an order that rotates: what else the machine does
 meets all of them. `ratio` is the median over rounds of ours/diffusers, below 1 is faster. `saved`
-is what the forward keeps for the backward, exact; `peak` is the highest resident memory of three
-steps above what was there before the first, each in a process of its own (on a GPU:
-max_memory_allocated).
+is what the forward keeps for the backward, exact; `peak` is what a step needs for a while
+above weights and optimiser state: resident memory in a process of its own, on a GPU allocated.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import argparse
 import ctypes
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -224,11 +222,11 @@ def network(size: str, contender: str) -> tuple[nn.Module, Callable[..., Tensor]
         theirs = reference(unet)
         return theirs, lambda x, t, context: theirs(x, t, context, return_dict=False)[0]
     if contender == "ours, channels last":
-        unet.to(memory_format=torch.channels_last)
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return unet, unet
 
 
-def reference(unet: UNet) -> nn.Module:
+def reference(unet: UNet) -> Any:
     try:
         from diffusers import UNet2DConditionModel
     except ImportError as error:
@@ -236,7 +234,7 @@ def reference(unet: UNet) -> nn.Module:
     fields = asdict(unet.config)
     fields["attention_head_dim"] = fields.pop("num_attention_heads")  # their name for it
     del fields["checkpointing"]
-    theirs: nn.Module = UNet2DConditionModel(**fields)
+    theirs = UNet2DConditionModel(**fields)
     theirs.load_state_dict(unet.state_dict())
     return theirs
 
@@ -273,26 +271,29 @@ def peak(case: Case, contender: str) -> float:
 
 
 def peak_memory(case: Case, contender: str) -> float:
-    """MiB that three steps need above what is there before the first."""
+    """MiB that a step needs for a while above weights and optimiser state."""
     trainer = Trainer(case, contender)
+    trainer.step()  # makes the optimiser's state, loads what torch loads on first use
     if case.device == "cuda":
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        for _ in range(3):
-            trainer.step()
+        trainer.step()
         return (torch.cuda.max_memory_allocated() - before) / MIB
-    before = resident_mib()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the highest begins anew
+    resident = resident_mib("VmRSS")
     for _ in range(3):
         trainer.step()
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts KiB
-    return highest - before
+    return resident_mib("VmHWM") - resident
 
 
-def resident_mib() -> float:
-    """Memory of this process now, with what imports have freed given back first. Linux."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / MIB
+def resident_mib(field: str) -> float:
+    """Memory of this process, now (VmRSS) or at its highest (VmHWM)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return float(line.split()[1]) / 1024  # kB
+    raise SystemExit(f"/proc/self/status has no {field}; memory on a CPU is measured on Linux only")
 
 
 # --- printing --------------------------------------------------------------------------------

@@ -289,7 +289,7 @@ def evaluate(cfg: Config) -> int:
             pipe = pipeline.load(name, weights=cfg["weights"], device=cfg["device"])
             with progress_bar(f"sampling {name}", request.count) as advance:
                 scores[name] = report.score_model(pipe, request, progress=advance)
-        tables = report.tables(pipe.codec, scores, run=Path(cfg["checkpoint"]))
+        tables = report.tables(pipe.codec, scores, run=Path(cfg["checkpoint"]), device=pipe.device)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
     console = Console()

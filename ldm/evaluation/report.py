@@ -85,21 +85,25 @@ def score_model(pipe: Draws, request: Request, *, progress: Progress | None = No
 
 
 @torch.no_grad()
-def reconstruction_score(codec: Encodes, *, count: int = RENDERS, seed: int = 7) -> ShapesScore:
+def reconstruction_score(
+    codec: Encodes, *, count: int = RENDERS, seed: int = 7, device: torch.device | str = "cpu"
+) -> ShapesScore:
     """The judge's score on renders that went through the VAE: no model of its latents is better."""
     drawn = scenes(EASY, seed=seed, index=range(count))
     pixels = from_uint8(torch.from_numpy(render(drawn, side_px=EASY.side_px)))
-    moments = [codec.moments(part) for part in pixels.split(96)]
+    moments = [codec.moments(part.to(device)) for part in pixels.split(96)]
     zeros = [torch.zeros_like(part.chunk(2, dim=1)[0]) for part in moments]
     back = [codec.decode(codec.latents(m, z)) for m, z in zip(moments, zeros, strict=True)]
     return score(torch.cat(back), [EASY.caption(scene) for scene in drawn])
 
 
-def tables(codec: Encodes, scores: Mapping[str, Scored], *, run: Path) -> list[Table]:
+def tables(
+    codec: Encodes, scores: Mapping[str, Scored], *, run: Path, device: torch.device | str = "cpu"
+) -> list[Table]:
     """Scores, and what the run's metrics.csv says of loss, time and speed."""
     table = Table("pictures of", "n", "colour", "shape", "size", "all", title="judged by program")
     _row(table, "true renders", judge_accuracy(RENDERS, 7))
-    _row(table, "VAE reconstructions", reconstruction_score(codec))
+    _row(table, "VAE reconstructions", reconstruction_score(codec, device=device))
     for name, scored in scores.items():
         _row(table, name, scored.score)
     curve = _curve(run / "metrics.csv")

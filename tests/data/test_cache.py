@@ -188,9 +188,9 @@ def test_the_least_recently_used_shard_goes_first(
         os.utime(copies[name], (1e9 - age, 1e9 - age))
     copies["d"] = cache.local(f"{url}/d.tar")
     assert [name for name, copy in copies.items() if copy.is_file()] == ["a", "c", "d"]
-    cache.local(f"{url}/a.tar")  # used: now c is the oldest
+    cache.local(f"{url}/c.tar")  # used: now a is the oldest
     cache.local(f"{url}/b.tar")
-    assert [name for name, copy in copies.items() if copy.is_file()] == ["a", "b", "d"]
+    assert [name for name, copy in copies.items() if copy.is_file()] == ["b", "c", "d"]
 
 
 def test_a_cache_smaller_than_the_data_gives_the_same_batches(
