@@ -234,7 +234,7 @@ def reference(unet: UNet) -> Any:
     fields = asdict(unet.config)
     fields["attention_head_dim"] = fields.pop("num_attention_heads")  # their name for it
     del fields["checkpointing"]
-    theirs = UNet2DConditionModel(**fields)
+    theirs: Any = UNet2DConditionModel(**fields)
     theirs.load_state_dict(unet.state_dict())
     return theirs
 

@@ -84,7 +84,9 @@ def _build_job(cfg: Config) -> Job:
             settings, train_size=data.train_size, val_size=data.val_size, world_size=world
         )
         builder = {"diffusion": _diffusion, "vae": _vae, "clip": _clip}[cfg["task"]]
-        return builder(cfg, data, plan, settings)
+        job = builder(cfg, data, plan, settings)
+        job.card["total_samples"] = plan.total_samples
+        return job
 
 
 def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:

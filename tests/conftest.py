@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import lru_cache
@@ -160,24 +163,83 @@ def tiny_run(tiny_cfg: Callable[..., Config]) -> Callable[..., Path]:
     return run
 
 
+@pytest.fixture(scope="session")
+def finished_run(
+    tmp_path_factory: pytest.TempPathFactory, train_shards: Path, val_shards: Path
+) -> Path:
+    """A run folder with everything in it: 4 steps, 2 checkpoints, 2 grids. Only to be read."""
+    run_dir = tmp_path_factory.mktemp("runs") / "finished"
+    changes = ("training.val_every=16", "training.sample_every=16")
+    cfg = compose(*tiny_arguments(train_shards, val_shards, *changes))
+    assert app.train({**cfg, "run_dir": str(run_dir)}) == 0
+    return run_dir
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    """The finished run once more, to be changed."""
+    return Path(shutil.copytree(finished_run, tmp_path / "copy", symlinks=True))
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def script(train_shards: Path, val_shards: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """script("train", "key=value", …) runs scripts/train.py in a process of its own."""
+
+    def run(
+        name: str, *arguments: str, cwd: Path = REPOSITORY, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        if name == "train":
+            arguments = tuple(tiny_arguments(train_shards, val_shards, *arguments))
+        command = [sys.executable, str(REPOSITORY / "scripts" / f"{name}.py"), *arguments]
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=570,
+            check=False,
+        )
+
+    return run
+
+
 # -- looking into a run folder ----------------------------------------------------------------------
 
 
-def document(run_dir: Path) -> Config:
-    """The newest checkpoint of a run."""
-    newest = files.latest_valid(run_dir / "checkpoints")
-    assert newest is not None
-    return files.read(newest)
+@pytest.fixture(scope="session")
+def document() -> Callable[[Path], Config]:
+    """document(run_dir): the newest checkpoint."""
+
+    def newest(run_dir: Path) -> Config:
+        path = files.latest_valid(run_dir / "checkpoints")
+        assert path is not None
+        return files.read(path)
+
+    return newest
 
 
-def metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv, without empty cells."""
-    with (run_dir / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+@pytest.fixture(scope="session")
+def metrics() -> Callable[[Path], list[dict[str, float]]]:
+    """metrics(run_dir): the rows of metrics.csv, without empty cells."""
+
+    def rows(run_dir: Path) -> list[dict[str, float]]:
+        with (run_dir / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+    return rows
 
 
-def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Where two documents differ, bit for bit."""
+@pytest.fixture(scope="session")
+def differences() -> Callable[[Any, Any], list[str]]:
+    """differences(a, b): where two documents differ, bit for bit."""
+    return _differences
+
+
+def _differences(one: Any, other: Any, path: str = "") -> list[str]:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         same = one.dtype == other.dtype and torch.equal(one, other)
         return [] if same else [f"{path}: tensors differ"]
@@ -186,10 +248,10 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
     if isinstance(one, dict):
         if one.keys() != other.keys():
             return [f"{path}: keys {sorted(map(str, one.keys() ^ other.keys()))}"]
-        return [d for key in one for d in differences(one[key], other[key], f"{path}.{key}")]
+        return [d for key in one for d in _differences(one[key], other[key], f"{path}.{key}")]
     if isinstance(one, (list, tuple)):
         if len(one) != len(other):
             return [f"{path}: {len(one)} is not {len(other)} long"]
         pairs = enumerate(zip(one, other, strict=True))
-        return [d for i, (a, b) in pairs for d in differences(a, b, f"{path}[{i}]")]
+        return [d for i, (a, b) in pairs for d in _differences(a, b, f"{path}[{i}]")]
     return [] if one == other else [f"{path}: {one!r} is not {other!r}"]

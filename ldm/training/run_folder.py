@@ -19,7 +19,8 @@ from ldm.io import checkpoint as files
 
 log = logging.getLogger(__name__)
 # what may not change silently between the first step and a resumed one
-FIXED = ("task", "unet", "vae", "text", "objective", "seed", "batch_size", "total_samples", "null")
+FIXED = ("task", "unet", "vae", "text", "objective", "seed", "batch_size", "data", "null")
+MOVABLE = {"source", "train", "val"}  # the same bytes may lie elsewhere by now; hashes tell
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ def find_start(run_dir: Path, resume: str | None, init_from: str | None) -> Star
 def resume_problems(card: Mapping[str, Any], checkpoint: Path) -> list[str]:
     """What differs between this configuration's card and the checkpoint's, for FIXED keys."""
     old = files.check_card(files.read(checkpoint).get("card"), str(checkpoint))
+    before, now = old.get("total_samples"), card["total_samples"]
+    if before != now:
+        log.warning(
+            "max_samples was %s and is %s now: the learning rate's course changes", before, now
+        )
     found = []
     for key in FIXED:
         for name, (before, now) in _differences(old.get(key), card.get(key), key):
@@ -82,9 +88,10 @@ def write_folder(run_dir: Path, card: Mapping[str, Any], config: str, plan: str)
 
 def run_id(name: str, checkpoint: Path | None) -> str:
     """The run's name for loggers: a new one, or the one that the checkpoint was written under."""
-    if checkpoint is None:
+    kept = None if checkpoint is None else files.read(checkpoint)["card"].get("run_id")
+    if kept is None:
         return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', name)}-{secrets.token_hex(4)}"
-    return str(files.read(checkpoint)["card"]["run_id"])
+    return str(kept)
 
 
 def provenance() -> dict[str, str | None]:
@@ -111,11 +118,10 @@ def is_main_process() -> bool:
 def _differences(old: Any, new: Any, path: str) -> list[tuple[str, tuple[Any, Any]]]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = sorted(set(old) | set(new))
-        skip = {"source"}  # the same weights may lie elsewhere by now; the hash tells
         return [
             d
             for k in keys
-            if k not in skip
+            if k not in MOVABLE
             for d in _differences(old.get(k), new.get(k), f"{path}.{k}")
         ]
     return [] if old == new else [(path, (old, new))]
