@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.line(f"{len(tests)} tests marked {reason}")
 
 
-# -- a run leaves no trace in this process ----------------------------------------------------------
+# -- a run leaves no trace in this process --------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
 def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing that a run sets for its process lives on: threads, wandb's folders, the launcher."""
-    for name in ("WORLD_SIZE", "LOCAL_RANK", "RANK", "NODE_RANK", "WANDB_API_KEY"):
+    launchers = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_NTASKS", "SLURM_PROCID")
+    for name in (*launchers, "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     before, threads = dict(os.environ), torch.get_num_threads()
     yield
@@ -123,7 +124,7 @@ def compose(*arguments: str, config: str = "train") -> Config:
     return deepcopy(_composed(arguments, config))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _composed(arguments: tuple[str, ...], config: str) -> Config:
     if not OmegaConf.has_resolver("verbatim"):
         OmegaConf.register_new_resolver("verbatim", lambda text: bytes.fromhex(text[1:]).decode())
@@ -207,7 +208,7 @@ def script(train_shards: Path, val_shards: Path) -> Callable[..., subprocess.Com
     return run
 
 
-# -- looking into a run folder ----------------------------------------------------------------------
+# -- looking into a run folder --------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -106,3 +107,32 @@ def test_what_a_leaf_is(generate: ModuleType, tmp_path: Path) -> None:
     assert generate.problems(tmp_path / "conf")[1:] == [
         "conf/experiment/x.yaml:4: no file defines models.unet.txt"
     ]
+
+
+PAGES = ("coming-from.md", "scaling-up.md")
+OURS = ("data", "models", "diffusion", "sampling", "training")
+ASSIGNMENT = re.compile(r"(?<![\w./-])([a-z_]+(?:[./][a-z_0-9]+)*)=([\w./-]*)")
+NAME = re.compile(r"`([a-z_]+(?:\.[a-z_0-9]+)+)`")
+
+
+def said(page: str) -> Iterator[tuple[str, str]]:
+    """(key, value) of all that a page tells to type; the left column of a table is others'."""
+    for line in (REPOSITORY / "docs" / page).read_text().splitlines():
+        text = line.partition(" | ")[2] if line.startswith("|") else line
+        yield from ASSIGNMENT.findall(text)
+        yield from ((name, "") for name in NAME.findall(text))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_keys_and_files_named_in_the_pages_exist(generate: ModuleType, page: str) -> None:
+    chosen = [*generate.groups(CONF), *generate.DIFFS]
+    files = [path for path in CONF.rglob("*.yaml") if path.parent.name not in generate.DIFFS]
+    known = {leaf.key for path in files for leaf in generate.leaves(path)}
+    wrong = []
+    for key, value in said(page):
+        if key in chosen and not (CONF / key / f"{value}.yaml").exists():
+            wrong.append(f"{key}={value}")
+        if key not in chosen and key.split(".")[0] in OURS and key not in known:
+            wrong.append(key)
+    assert wrong == []
+    assert len(set(said(page))) > 25  # the walk sees them

@@ -19,10 +19,9 @@ StartMethod = Literal["fork", "spawn", "forkserver"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSource:
-    """Shards to train on; filter: json field -> condition (ldm.data.filters)."""
+    """Shards to train on."""
 
     shards: Spec
-    filter: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +29,18 @@ class ValSource:
     """Shards to validate on; None: the last samples of the training shards are kept out for it."""
 
     shards: Spec | None = None
-    filter: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The node `data`; conf/data/*.yaml say what each key means."""
+    """The node `data`; conf/data/*.yaml say what each key means.
+
+    filter: json field -> condition (ldm.data.filters), for training and validation samples alike.
+    """
 
     train: TrainSource
     val: ValSource = field(default_factory=ValSource)
+    filter: Mapping[str, object] = field(default_factory=dict)
     size: int = 512
     crop: Crop = "center"
     flip: float = 0.0

@@ -105,7 +105,7 @@ def open_data(config: DataConfig, *, seed: int) -> Data:
         max_pixels=config.max_pixels,
     )
     shards = expand(config.train.shards)
-    rules = parse_filter(config.train.filter)
+    rules = parse_filter(config.filter)
     if config.mode == "stream":
         log.info("data.mode=stream: a resumed run goes on with other samples (no exact resume)")
         train = StreamReader(
@@ -131,7 +131,7 @@ def _validation(config: DataConfig, examples: Examples, held_out: ShardIndex | N
         index = build_index(
             expand(config.val.shards),
             captions=examples.captions,
-            rules=parse_filter(config.val.filter),
+            rules=parse_filter(config.filter),
             cache=config.cache(),
         )
     examples = replace(examples, transform=config.val_transform())

@@ -44,6 +44,8 @@ class RunSettings:
             found.append(f"training.caption_dropout={self.caption_dropout}; allowed: 0 to 1")
         if self.gradient_clip is not None and self.gradient_clip <= 0:
             found.append(f"training.gradient_clip={self.gradient_clip}; above 0, or null for none")
+        if self.max_samples is None:
+            found.append("training.max_samples=null; give samples (20000, 1e6) or epochs (2ep)")
         for name in ("max_samples", "log_every", "val_every", "sample_every", "save_every"):
             try:
                 to_samples(getattr(self, name), train_size=1000, key=f"training.{name}")
@@ -131,7 +133,7 @@ def to_samples(amount: Samples, *, train_size: int, key: str) -> int | None:
         number = float(amount)
     except ValueError:
         number = math.nan
-    if not (number >= 1 and number == int(number)):
+    if not (number >= 1 and number.is_integer()):  # inf and nan are no integers
         raise ValueError(f"{key}={amount!r}; give samples (20000, 1e6) or epochs (2ep)")
     return int(number)
 
