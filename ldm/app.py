@@ -17,7 +17,15 @@ from ldm import rng
 from ldm.check import missing_values, primary_problems, target_problems, unknown_keys
 from ldm.cli import CONF, ConfigError
 from ldm.gallery import progress_bar
-from ldm.parts import DTYPES, build, build_objective, check_train, raise_all, run_settings
+from ldm.parts import (
+    DTYPES,
+    build,
+    build_objective,
+    check_train,
+    fit_problems,
+    raise_all,
+    run_settings,
+)
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
@@ -100,7 +108,7 @@ def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
     text = build(cfg["models"]["text"])
     vae = load_vae_weights(vae_config, cfg["models"]["vae_weights"])
     codec = frozen_codec(vae, DTYPES[cfg["models"]["vae_dtype"]])
-    raise_all(_fit_problems(unet_config, codec, text))
+    raise_all(fit_problems(unet_config, codec, text))
     size = cfg["sampling"]["size"] or [data.size, data.size]
     defaults = SamplingDefaults(**{**cfg["sampling"], "size": tuple(size)})
     objective = build_objective(cfg["diffusion"])
@@ -129,17 +137,24 @@ def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
         unet,
         encoders,
         objective,
-        plan=plan,
-        optim=build(cfg["training"]["optim"]),
-        seed=cfg["seed"],
-        card=card,
         caption_dropout=settings.caption_dropout,
-        gradient_clip=settings.gradient_clip,
-        ema_half_life=build(cfg["training"]["ema"]).half_life,
+        card=card,
+        **_common(cfg, plan),
         channels_last=settings.channels_last,
         compile=settings.compile,
     )
     return Job(module, data, plan, card, encoders, defaults)
+
+
+def _common(cfg: Config, plan: Any) -> Config:
+    """What every trained module is given beside its own parts."""
+    return {
+        "plan": plan,
+        "optim": build(cfg["training"]["optim"]),
+        "seed": cfg["seed"],
+        "gradient_clip": cfg["training"]["gradient_clip"],
+        "ema_half_life": build(cfg["training"]["ema"]).half_life,
+    }
 
 
 def _vae(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
@@ -154,12 +169,8 @@ def _vae(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
     module = VAEModule(
         vae,
         build(cfg["training"]["vae_loss"]),
-        plan=plan,
-        optim=build(cfg["training"]["optim"]),
-        seed=cfg["seed"],
         card=card,
-        gradient_clip=settings.gradient_clip,
-        ema_half_life=build(cfg["training"]["ema"]).half_life,
+        **_common(cfg, plan),
     )
     return Job(module, data, plan, card, None, None)
 
@@ -171,18 +182,15 @@ def _clip(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
     card = _card(cfg, data) | {"clip": pair.spec()}
     module = ClipModule(
         pair,
-        plan=plan,
-        optim=build(cfg["training"]["optim"]),
-        seed=cfg["seed"],
         card=card,
-        gradient_clip=settings.gradient_clip,
-        ema_half_life=build(cfg["training"]["ema"]).half_life,
+        **_common(cfg, plan),
     )
     return Job(module, data, plan, card, None, None)
 
 
 def _fit(cfg: Config, job: Job, start: Any, run_dir: Path) -> int:
     from ldm.training.callbacks.checkpointing import RunCheckpoint
+    from ldm.training.callbacks.curves import Curves
     from ldm.training.callbacks.metrics import Metrics
     from ldm.training.callbacks.progress import SamplesProgress
     from ldm.training.callbacks.validation import Validation
@@ -199,7 +207,11 @@ def _fit(cfg: Config, job: Job, start: Any, run_dir: Path) -> int:
         resume_from=start.samples,
     )
     checkpoints = RunCheckpoint(run_dir / "checkpoints", keep=training["keep_checkpoints"])
-    callbacks: list[Any] = [Metrics(job.data.quarantine(run_dir)), SamplesProgress()]
+    callbacks: list[Any] = [
+        Metrics(job.data.quarantine(run_dir)),
+        SamplesProgress(),
+        Curves(run_dir),
+    ]
     callbacks.append(Validation(build(training["callbacks"]["validation"]), job.data))
     if job.encoders is not None and job.plan.sample_every:
         callbacks.append(_sample_grid(cfg, job, run_dir, loggers))
@@ -342,22 +354,6 @@ def pack_tiny(cfg: Config) -> int:
 
 
 # -- parts ----------------------------------------------------------------------------------------
-
-
-def _fit_problems(unet: Any, codec: Any, text: Any) -> list[str]:
-    problems = []
-    if unet.out_channels != codec.latent_channels:
-        problems.append(
-            f"models.unet.out_channels={unet.out_channels}, but the VAE has "
-            f"{codec.latent_channels} latent channels"
-        )
-    width = unet.cross_attention_dim
-    if (width or 0) != text.width:
-        problems.append(
-            f"models.unet.cross_attention_dim={width}, but the text encoder's contexts "
-            f"are {text.width or 'none'} wide; set it to {text.width or 'null'}"
-        )
-    return problems
 
 
 def _initialise(unet: Any, source: str, weights: str) -> Config:

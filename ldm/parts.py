@@ -124,6 +124,23 @@ def check_train(cfg: Config) -> list[str]:
     return problems + _value_problems(cfg, problems)
 
 
+def fit_problems(unet: Any, codec: Any, text: Any) -> list[str]:
+    """Where the UNet, the VAE and the text encoder, once built, do not fit together."""
+    problems = []
+    if unet.out_channels != codec.latent_channels:
+        problems.append(
+            f"models.unet.out_channels={unet.out_channels}, but the VAE has "
+            f"{codec.latent_channels} latent channels"
+        )
+    width = unet.cross_attention_dim
+    if (width or 0) != text.width:
+        problems.append(
+            f"models.unet.cross_attention_dim={width}, but the text encoder's contexts "
+            f"are {text.width or 'none'} wide; set it to {text.width or 'null'}"
+        )
+    return problems
+
+
 def _key_problems(cfg: Config) -> list[str]:
     """Keys of the nodes that are no `_target_` themselves."""
     from ldm.training.plan import RunSettings

@@ -51,9 +51,9 @@ THIRD_PARTIES = {
     "pipeline": {"PIL"},
     "gallery": {"PIL", "rich"},
     "evaluation": {"transformers", "torchmetrics", "PIL", "numpy", "rich"},
-    "training": {"lightning", "wandb", "tensorboard", "PIL", "numpy", "rich"},
+    "training": {"lightning", "wandb", "tensorboard", "PIL", "numpy", "rich", "matplotlib"},
     "cli": {"hydra", "omegaconf"},
-    "check": {"hydra"},
+    "check": {"hydra", "yaml"},
     "parts": {"hydra"},
     "app": {"hydra", "omegaconf", "rich", "yaml"},
 }

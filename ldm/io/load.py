@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 MODEL_FILE = "model.safetensors"
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 WEIGHTS = ("ema", "raw")
+PACKAGED = {"vae": "frozen/vae.safetensors", "text": "clip"}  # where the embedded stack has them
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,15 @@ def load_model(
     if found.card["task"] != "diffusion":
         raise ValueError(f"{path} holds a trained {found.card['task']}, not a diffusion model")
     home = _frozen_home(found.path, found.card)
+    card = {**found.card, "frozen": PACKAGED} if home == ASSETS else found.card
     with torch.device("meta"):
         unet = UNet(unet_config(found.card["unet"]))
     unet = unet.to_empty(device="cpu")
     load_into(unet, {k: v.float() for k, v in found.tensors.items()}, str(path))
     return Model(
         unet=unet.to(dtype or torch.float32).eval().requires_grad_(False),
-        codec=load_codec(found.card, home, dtype=dtype or torch.float32),
-        text=load_text_encoder(found.card, home),
+        codec=load_codec(card, home, dtype=dtype or torch.float32),
+        text=load_text_encoder(card, home),
         card=found.card,
         weights=found.weights,
     )
@@ -181,7 +183,7 @@ def _frozen_home(path: Path, card: Mapping[str, Any]) -> Path:
     for folder in (path.parent.parent, path.parent):
         if (folder / "frozen").is_dir():
             return folder
-    if card.get("frozen") and card["vae"].get("source") == "tiny":
+    if card["vae"].get("source") == card["text"].get("source") == "tiny":
         return ASSETS
     raise FileNotFoundError(
         f"{path} holds no frozen encoders; put the run's frozen/ folder beside it "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,15 @@ def test_another_text_encoder_is_an_error(run_copy: Path) -> None:
     tensors = frozen.read_tensors(path)
     first = next(name for name, value in tensors.items() if value.is_floating_point())
     frozen.write_tensors(path, {**tensors, first: tensors[first] + 1e-2})
-    with pytest.raises(ValueError, match="not the one that the card names"):
+    with pytest.raises(ValueError, match="another text encoder than the one saved"):
         frozen.load_text_encoder(card_of(run_copy), run_copy)
+
+
+def test_a_text_encoder_that_the_card_does_not_name_is_an_error(finished_run: Path) -> None:
+    card = card_of(finished_run)
+    card["text"]["hash"] = "0" * 40
+    with pytest.raises(ValueError, match=r"is not the one|another text encoder"):
+        frozen.load_text_encoder(card, finished_run)
 
 
 @pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "frozen/../../x"])
@@ -79,7 +87,7 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
         frozen.read_tensors(tmp_path / "vae.safetensors")
     page = tmp_path / "page.safetensors"
     page.write_bytes(b"<!DOCTYPE html>")
-    with pytest.raises(ValueError, match="not a safetensors file .*DOCTYPE"):
+    with pytest.raises(ValueError, match=r"not a safetensors file .*DOCTYPE"):
         frozen.read_tensors(page)
 
 
@@ -96,7 +104,7 @@ def test_vae_weights_are_found_in_files_and_folders(tmp_path: Path) -> None:
         assert torch.equal(found.state_dict()["post_quant_conv.weight"], vae.post_quant_conv.weight)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         frozen.load_vae_weights(SMALL, str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="models.vae_weights=null"):
+    with pytest.raises(FileNotFoundError, match=r"models\.vae_weights=null"):
         frozen.load_vae_weights(SMALL, None)
     with pytest.raises(ValueError, match="another architecture"):
         frozen.load_vae_weights(SMALL, "tiny")
@@ -121,8 +129,6 @@ def test_the_encoders_are_written_once(finished_run: Path, run_copy: Path) -> No
 
 @pytest.mark.parametrize("config", [SMALL, IdentityVAEConfig()], ids=["kl", "identity"])
 def test_configs_survive_json(config: VAEConfig | IdentityVAEConfig) -> None:
-    from dataclasses import asdict
-
     stored = json.loads(json.dumps(frozen.plain(asdict(config))))
     assert frozen.vae_config(stored) == config
     assert frozen.plain(asdict(config)) == stored
