@@ -140,6 +140,12 @@ def rotate(folder: Path, keep: int, protect: frozenset[str] = frozenset()) -> li
     return doomed
 
 
+def set_aside(path: Path) -> None:
+    """Renames a damaged checkpoint to s….ckpt.damaged, so that a good one can be written there."""
+    log.warning("%s is damaged; keeping it as %s.damaged", path, path.name)
+    path.replace(path.with_name(f"{path.name}.damaged"))
+
+
 def clean_stale(folder: Path) -> None:
     """Removes what a killed writer left behind."""
     for path in folder.glob(".tmp-*"):

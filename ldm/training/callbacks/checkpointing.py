@@ -60,12 +60,14 @@ class RunCheckpoint(Checkpoint):
     def save(self, trainer: L.Trainer, module: TrainedModule) -> None:
         """Writes this moment's document; every rank must call it."""
         path = files.checkpoint_path(self.folder, module.samples_seen)
+        if trainer.is_global_zero and path.exists() and not files.is_valid(path):
+            files.set_aside(path)  # resume=auto walked back over it; the new one takes its place
         if not trainer.strategy.broadcast(path.exists()):
             with module.pausing():
                 trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             files.point_last(path)
-            files.rotate(self.folder, self.keep)
+            files.rotate(self.folder, self.keep, protect=frozenset([path.name]))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True
