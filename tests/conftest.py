@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +142,18 @@ def tiny_arguments(train_shards: Path, val_shards: Path, *changes: str) -> list[
     return [a for a in (*TINY, *shards) if a.partition("=")[0] not in given] + list(changes)
 
 
-@pytest.fixture
-def tiny_cfg(train_shards: Path, val_shards: Path) -> Callable[..., Config]:
+@pytest.fixture(scope="session")
+def tiny_line(train_shards: Path, val_shards: Path) -> Callable[..., list[str]]:
+    """tiny_line("key=value", …): the command line of a tiny run."""
+    return partial(tiny_arguments, train_shards, val_shards)
+
+
+@pytest.fixture(scope="session")
+def tiny_cfg(tiny_line: Callable[..., list[str]]) -> Callable[..., Config]:
     """tiny_cfg(run_dir, "key=value", …): conf/train.yaml at a size that trains in a second."""
 
     def make(run_dir: Path, *changes: str) -> Config:
-        cfg = compose(*tiny_arguments(train_shards, val_shards, *changes))
-        return {**cfg, "run_dir": str(run_dir)}
+        return {**compose(*tiny_line(*changes)), "run_dir": str(run_dir)}
 
     return make
 
@@ -165,14 +170,11 @@ def tiny_run(tiny_cfg: Callable[..., Config]) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def finished_run(
-    tmp_path_factory: pytest.TempPathFactory, train_shards: Path, val_shards: Path
-) -> Path:
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_cfg: Callable[..., Config]) -> Path:
     """A run folder with everything in it: 4 steps, 2 checkpoints, 2 grids. Only to be read."""
     run_dir = tmp_path_factory.mktemp("runs") / "finished"
     changes = ("training.val_every=16", "training.sample_every=16")
-    cfg = compose(*tiny_arguments(train_shards, val_shards, *changes))
-    assert app.train({**cfg, "run_dir": str(run_dir)}) == 0
+    assert app.train(tiny_cfg(run_dir, *changes)) == 0
     return run_dir
 
 
@@ -186,14 +188,14 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def script(train_shards: Path, val_shards: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def script(tiny_line: Callable[..., list[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """script("train", "key=value", …) runs scripts/train.py in a process of its own."""
 
     def run(
         name: str, *arguments: str, cwd: Path = REPOSITORY, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         if name == "train":
-            arguments = tuple(tiny_arguments(train_shards, val_shards, *arguments))
+            arguments = tuple(tiny_line(*arguments))
         command = [sys.executable, str(REPOSITORY / "scripts" / f"{name}.py"), *arguments]
         return subprocess.run(
             command,

@@ -114,7 +114,8 @@ class TrainedModule(L.LightningModule):
         self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
 
     def configure_optimizers(self) -> Any:
-        fused = self.device.type in ("cuda", "cpu")
+        # under a GradScaler the fused step unscales by itself, after our clipping
+        fused = self.device.type in ("cuda", "cpu") and self.trainer.precision != "16-mixed"
         optimizer = build_optimizer(self.optim, self.named_parameters(), fused=fused)
         factor = lr_factor(self.optim, self.plan.total_samples)
 
