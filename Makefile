@@ -26,10 +26,10 @@ quickstart: install  ## data, training, pictures and scores on the embedded stac
 	$(BIN)/python scripts/evaluate.py checkpoint=$(RUN) compare=tiny out=$(RUN)/report $(SCORE_ARGS)
 
 test: install  ## the tests that take seconds
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-all: install  ## all tests, also the slow ones
-	$(BIN)/python -m pytest -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "slow or not slow"
 
 check: install  ## lint, format and types
 	$(BIN)/ruff check .

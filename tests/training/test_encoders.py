@@ -1,0 +1,102 @@
+"""Do the frozen encoders give the same rows whatever is cached and whoever is beside them?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ldm.models.codec import Codec
+from ldm.models.text.clip import clip_text
+from ldm.models.vae import VAEConfig, build_vae
+from ldm.training.encoders import FrozenEncoders
+from ldm.types import ImageBatch
+
+CAPTIONS = ("a small red circle", "a large blue star", "a small red circle", "a green heart")
+
+
+def encoders(**caches: int) -> FrozenEncoders:
+    config = VAEConfig(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        scaling_factor=0.5,
+    )
+    torch.manual_seed(0)
+    codec = Codec(build_vae(config).eval().requires_grad_(False), 0.5)
+    return FrozenEncoders(codec, clip_text(source="tiny"), seed=3, **caches)
+
+
+def batch() -> ImageBatch:
+    pixels = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    return ImageBatch(pixels, CAPTIONS, ("a", "b", "c", "d"), torch.arange(100, 104))
+
+
+def rows(whole: ImageBatch, chosen: list[int]) -> ImageBatch:
+    return replace(
+        whole,
+        pixels=whole.pixels[chosen],
+        captions=tuple(whole.captions[i] for i in chosen),
+        keys=tuple(whole.keys[i] for i in chosen),
+        index=whole.index[chosen],
+    )
+
+
+def test_a_cache_changes_nothing_but_the_work() -> None:
+    plain, cached = encoders(), encoders(cache_captions=8, cache_latents=8)
+    for _ in range(2):  # the second time from the cache
+        assert_close(cached.latents(batch()), plain.latents(batch()), rtol=0, atol=1e-6)
+        assert_close(
+            cached.conditioning(batch()).context,
+            plain.conditioning(batch()).context,
+            rtol=0,
+            atol=1e-5,
+        )
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_a_cached_row_does_not_depend_on_the_rows_beside_it(size: int) -> None:
+    """Bitwise: or a resumed run, whose cache is empty, would not go on as it was."""
+    one, two = (encoders(cache_captions=size, cache_latents=size) for _ in range(2))
+    one.latents(rows(batch(), [3, 0]))  # another history, as before an interruption
+    one.conditioning(rows(batch(), [3, 0]))
+    whole_x0, whole_context = one.latents(batch()), one.conditioning(batch()).context
+    for row in (2, 0, 3, 1):
+        single = rows(batch(), [row])
+        assert torch.equal(two.latents(single)[0], whole_x0[row])
+        assert torch.equal(two.conditioning(single).context[0], whole_context[row])
+
+
+def test_the_cache_keeps_to_its_size_and_saves_work() -> None:
+    cached = encoders(cache_latents=2)
+    calls = []
+    moments = cached.codec.moments
+    cached.codec.moments = lambda pixels: (calls.append(len(pixels)), moments(pixels))[1]
+    cached.latents(rows(batch(), [0, 1]))
+    cached.latents(rows(batch(), [1, 0]))
+    assert calls == [1, 1]
+    cached.latents(rows(batch(), [2]))  # 1 goes: it was used before 0
+    cached.latents(rows(batch(), [0]))
+    assert calls == [1, 1, 1]
+    cached.latents(rows(batch(), [1]))
+    assert calls == [1, 1, 1, 1]
+
+
+def test_every_visit_draws_a_latent_of_its_own() -> None:
+    cached = encoders(cache_latents=8)
+    again = replace(batch(), index=torch.arange(200, 204))
+    first, second = cached.latents(batch()), cached.latents(again)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, cached.latents(batch()))
+
+
+def test_what_is_not_finite_is_remembered_until_asked() -> None:
+    broken = encoders()
+    assert broken.take_finite()
+    broken.latents(replace(batch(), pixels=torch.full((4, 3, 16, 16), float("nan"))))
+    broken.latents(batch())
+    assert not broken.take_finite()
+    assert broken.take_finite()
