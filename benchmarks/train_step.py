@@ -160,7 +160,7 @@ class Trainer:
         self.amp = DTYPES[case.dtype]
         self.network, self.call = network(case.size, contender)
         self.network.to(self.device).train()
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=True)
         config = shape(case.size)
         rng = torch.Generator().manual_seed(1)
         latents = (BATCH[case.size], config.in_channels, config.sample_size, config.sample_size)

@@ -14,13 +14,14 @@ from hydra.errors import InstantiationException
 from rich.console import Console
 
 from ldm import rng
-from ldm.check import missing_values, primary_problems, target_problems, unknown_keys
-from ldm.cli import CONF, ConfigError
+from ldm.check import missing_values, target_problems, unknown_keys
+from ldm.cli import ConfigError
 from ldm.gallery import progress_bar
 from ldm.parts import (
     DTYPES,
     build,
     build_objective,
+    check_drawing,
     check_train,
     fit_problems,
     raise_all,
@@ -48,16 +49,18 @@ def train(cfg: Config) -> int:
         raise_all(list(problems or []))
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
+    except InstantiationException as error:
+        raise ConfigError(str(error.__cause__ or error)) from error
     if start.samples >= job.plan.total_samples:
         log.info("%s is finished: %d samples seen", run_dir, start.samples)
         return 0
     job.card["run_id"] = run_folder.run_id(cfg["name"], start.checkpoint)
+    text = describe_plan(cfg, job, start.samples)
     if run_folder.is_main_process():
-        text = describe_plan(cfg, job, start.samples)
         Console(stderr=True).print(text, highlight=False)
         run_folder.write_folder(run_dir, job.card, yaml.safe_dump(cfg, sort_keys=False), text)
         job.save_frozen(run_dir / "frozen")
-    return _fit(cfg, job, start, run_dir)
+    return _fit(cfg, job, start, text)
 
 
 @dataclass(frozen=True)
@@ -188,17 +191,17 @@ def _clip(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
     return Job(module, data, plan, card, None, None)
 
 
-def _fit(cfg: Config, job: Job, start: Any, run_dir: Path) -> int:
+def _fit(cfg: Config, job: Job, start: Any, plan_text: str) -> int:
     from ldm.training.callbacks.checkpointing import RunCheckpoint
     from ldm.training.callbacks.curves import Curves
     from ldm.training.callbacks.metrics import Metrics
     from ldm.training.callbacks.progress import SamplesProgress
     from ldm.training.callbacks.validation import Validation
     from ldm.training.datamodule import DataModule
-    from ldm.training.loggers import build_loggers, log_texts
+    from ldm.training.loggers import build_loggers, close_loggers, log_texts
     from ldm.training.trainer import build_trainer
 
-    training = cfg["training"]
+    training, run_dir = cfg["training"], Path(cfg["run_dir"])
     loggers = build_loggers(
         build(training["logger"]),
         run_dir,
@@ -219,13 +222,14 @@ def _fit(cfg: Config, job: Job, start: Any, run_dir: Path) -> int:
     trainer = build_trainer(
         build(training["trainer"]), job.plan, callbacks=callbacks, loggers=loggers, run_dir=run_dir
     )
-    log_texts(loggers, cfg, (run_dir / "plan.txt").read_text())
+    log_texts(loggers, cfg, plan_text)
     try:
         trainer.fit(job.module, DataModule(job.data), ckpt_path=start.checkpoint)
     except BaseException:
         if trainer.is_global_zero and trainer.world_size > 1 and trainer.strategy.launcher:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # a hanging child would stay an orphan
         raise
+    close_loggers(loggers)
     return REQUEUE if checkpoints.preempted else 0
 
 
@@ -253,7 +257,7 @@ def _sample_grid(cfg: Config, job: Job, run_dir: Path, loggers: list[Any]) -> An
 
 def sample(cfg: Config) -> int:
     """Draws pictures for one prompt or a file of prompts, with a captioned grid."""
-    raise_all(primary_problems(cfg, CONF / "sample.yaml"))
+    raise_all(check_drawing(cfg, "sample"))
     from ldm import gallery, pipeline
 
     try:
@@ -287,7 +291,7 @@ def sample(cfg: Config) -> int:
 
 def evaluate(cfg: Config) -> int:
     """Draws every caption of the shapes data with new seeds and lets the judge score them."""
-    raise_all(primary_problems(cfg, CONF / "evaluate.yaml"))
+    raise_all(check_drawing(cfg, "evaluate"))
     from ldm import pipeline
     from ldm.evaluation import report
 

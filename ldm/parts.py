@@ -14,10 +14,12 @@ from ldm.check import (
     group_problems,
     missing_values,
     nearest,
+    primary_problems,
     target_problems,
+    type_problem,
     unknown_keys,
 )
-from ldm.cli import ConfigError
+from ldm.cli import CONF, ConfigError
 
 Config = dict[str, Any]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -65,6 +67,20 @@ KEYS = {
     ),
     "training.callbacks": ("samples", "validation"),
 }
+# the types of the keys of sample.yaml and evaluate.yaml that are no text
+DRAWING: dict[str, dict[str, Any]] = {
+    "sample": {
+        **dict.fromkeys(("n", "seed", "batch_size"), int),
+        **dict.fromkeys(("steps", "height", "width"), int | None),
+        "seeds": list[int] | None,
+        "guidance": float | None,
+    },
+    "evaluate": {
+        **dict.fromkeys(("seeds", "first_seed", "batch_size"), int),
+        "steps": int | None,
+        "guidance": float | None,
+    },
+}
 CHOICES = {"task": TASKS, "weights": ("ema", "raw"), "models.vae_dtype": tuple(DTYPES)}
 
 
@@ -103,6 +119,16 @@ def raise_all(problems: list[str]) -> None:
             if len(problems) > 1
             else problems[0]
         )
+
+
+def check_drawing(cfg: Config, config: str) -> list[str]:
+    """Every problem of the configuration of `sample` or `evaluate`."""
+    problems = primary_problems(cfg, CONF / f"{config}.yaml")
+    for key, hint in DRAWING[config].items():
+        problems += type_problem(cfg[key], hint, key)
+    if cfg["batch_size"] == 0:
+        problems.append("batch_size=0; give 1 or more pictures at once")
+    return problems
 
 
 def check_train(cfg: Config) -> list[str]:
@@ -182,21 +208,41 @@ def _value_problems(cfg: Config, known: list[str]) -> list[str]:
     if not any(problem.startswith("training.") for problem in known):
         problems += run_settings(cfg).problems()
     unet, vae, data = (attempt(path) for path in ("models.unet", "models.vae", "data"))
+    objective = None
     if cfg.get("task") == "diffusion":
-        attempt("diffusion", build_objective)
+        objective = attempt("diffusion", build_objective)
+    if objective is not None:
+        attempt("sampling", lambda node: _try_sampler(node, objective))
     if data is not None and vae is not None and cfg.get("task") != "clip":
         levels = len(unet.block_out_channels) if unet and cfg.get("task") == "diffusion" else 1
-        problems += _size_problems(data.size, vae.factor, 2 ** (levels - 1))
+        sizes = [("data.size", data.size)]
+        if cfg.get("task") == "diffusion" and isinstance(_at(cfg, "sampling.size"), list):
+            sizes += [("sampling.size", side) for side in cfg["sampling"]["size"]]
+        for key, size in sizes:
+            problems += _size_problems(key, size, vae.factor, 2 ** (levels - 1))
     return problems
 
 
-def _size_problems(size: int, factor: int, depth: int) -> list[str]:
+def _try_sampler(node: Config, objective: Any) -> None:
+    """Samples one number: raises when sampler, schedule and eta do not go together."""
+    from ldm.sampling.presets import get_sampler
+    from ldm.types import Denoised
+
+    sampler = get_sampler(node["sampler"])
+    levels = sampler.grid(objective.schedule, steps=min(node["steps"], 8))
+    zero = torch.zeros(1, 1, 1, 1)
+    sampler.solve(
+        lambda x, level: Denoised(zero, zero), zero, levels, noise=lambda _: zero, eta=node["eta"]
+    )
+
+
+def _size_problems(key: str, size: int, factor: int, depth: int) -> list[str]:
     multiple = factor * depth
-    if size % multiple == 0:
+    if size > 0 and size % multiple == 0:
         return []
     near = max(size // multiple, 1) * multiple
     return [
-        f"data.size={size} px is not a multiple of {multiple} (the VAE's factor {factor} x {depth} "
+        f"{key}={size} px is not a multiple of {multiple} (the VAE's factor {factor} x {depth} "
         f"of the UNet); use {near} or {near + multiple}"
     ]
 
@@ -211,8 +257,13 @@ def _sampling_problems(node: Mapping[str, Any]) -> list[str]:
     from ldm.pipeline import SamplingDefaults
     from ldm.sampling.presets import SAMPLERS
 
-    allowed = [f.name for f in fields(SamplingDefaults)]
-    problems = unknown_keys(node, allowed, "sampling")
+    given = {key: value for key, value in node.items() if key != "size" or value is not None}
+    problems = field_problems(given, SamplingDefaults, "sampling")
+    ranges = {"steps": (1, 2000), "guidance_rescale": (0, 1), "eta": (0, 1)}
+    for key, (low, high) in ranges.items():
+        value = node.get(key)
+        if isinstance(value, (int, float)) and not low <= value <= high:
+            problems.append(f"sampling.{key}={value}; allowed: {low} to {high}")
     if node.get("sampler") not in SAMPLERS:
         known = nearest(node.get("sampler"), list(SAMPLERS))
         problems.append(

@@ -119,6 +119,12 @@ TINY = (
 )
 
 
+@pytest.fixture(scope="session")
+def composed() -> Callable[..., Config]:
+    """composed("key=value", …, config="train"): the configuration of a command line."""
+    return compose
+
+
 def compose(*arguments: str, config: str = "train") -> Config:
     """What the command line `arguments` makes of a configuration, as plain containers."""
     return deepcopy(_composed(arguments, config))

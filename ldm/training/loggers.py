@@ -100,6 +100,13 @@ def log_texts(loggers: list[Logger], config: dict[str, Any], plan: str) -> None:
             logger.experiment.config.update({**config, "plan": plan}, allow_val_change=True)
 
 
+def close_loggers(loggers: list[Logger]) -> None:
+    """Ends the wandb run: the next run of a sweep in this process would go on in it."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
 def _wandb(settings: LoggerSettings, run_dir: Path, name: str, run_id: str) -> WandbLogger:
     run_dir.mkdir(parents=True, exist_ok=True)
     for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
