@@ -63,7 +63,7 @@ _ARGUMENT = re.compile(r"(\+{0,2})([\w./@-]+)=(.*)", re.DOTALL)
 # Hydra writes nothing of its own, stays in the folder it was called from, and leaves logging alone
 _HYDRA = [
     "hydra.run.dir=.",
-    "hydra.sweep.dir=.",
+    "hydra.sweep.dir=multirun",  # of a sweep (-m), its overrides: one ignored folder
     "hydra.sweep.subdir=.",
     "hydra.output_subdir=null",
     "hydra.job.chdir=false",
