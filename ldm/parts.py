@@ -126,8 +126,10 @@ def check_drawing(cfg: Config, config: str) -> list[str]:
     problems = primary_problems(cfg, CONF / f"{config}.yaml")
     for key, hint in DRAWING[config].items():
         problems += type_problem(cfg[key], hint, key)
-    if cfg["batch_size"] == 0:
-        problems.append("batch_size=0; give 1 or more pictures at once")
+    for key in ("steps", "height", "width", "batch_size"):
+        value = cfg.get(key)
+        if isinstance(value, int) and value < 1:  # 0 is no way of saying "the default"
+            problems.append(f"{key}={value}; give 1 or more")
     return problems
 
 
@@ -157,6 +159,11 @@ def fit_problems(unet: Any, codec: Any, text: Any) -> list[str]:
         problems.append(
             f"models.unet.out_channels={unet.out_channels}, but the VAE has "
             f"{codec.latent_channels} latent channels"
+        )
+    if text.spec().get("source") == "scratch":
+        problems.append(
+            "models.text.source=scratch has random weights, and the text encoder is frozen; name "
+            "the folder or hub id of trained ones"
         )
     width = unet.cross_attention_dim
     if (width or 0) != text.width:

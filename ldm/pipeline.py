@@ -128,11 +128,13 @@ class Pipeline:
         """x0 [B,C,h,w]. cond, uncond: B rows each (uncond may be one row for all)."""
         defaults = self.defaults
         height, width = size or defaults.size
-        chosen = get_sampler(sampler or defaults.sampler)
+        chosen = get_sampler(defaults.sampler if sampler is None else sampler)
         own = sampler is None or sampler == defaults.sampler
         eta = defaults.eta if own else chosen.eta
         rescale = defaults.guidance_rescale if own else chosen.guidance_rescale
-        levels = chosen.grid(self.objective.schedule, steps=_steps(steps or defaults.steps))
+        levels = chosen.grid(
+            self.objective.schedule, steps=_steps(defaults.steps if steps is None else steps)
+        )
         factor = self.codec.factor
         shape = (self.codec.latent_channels, height // factor, width // factor)
         index = torch.tensor([_row_key(seed) for seed in seeds], device=self.device)

@@ -25,6 +25,7 @@ from ldm.models.vae import Autoencoder, IdentityVAEConfig, VAEConfig, build_vae
 
 VAE_FILE = "vae.safetensors"
 TEXT_FOLDER = "text"
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 ASSETS = Path(__file__).parents[1] / "assets" / "tiny"
 
 
@@ -88,8 +89,21 @@ def load_vae_weights(config: VAEConfig | IdentityVAEConfig, source: str | None) 
             "a .safetensors file or a folder"
         )
     path = _vae_file(source)
-    load_into(vae, read_tensors(path), str(path))
+    load_into(vae, own_vae_names(read_tensors(path)), str(path))
     return vae
+
+
+def own_vae_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A VAE's tensors under today's names: older files call the attention's parts otherwise, and
+    store them as 1x1 convolutions."""
+    renamed = {}
+    for name, value in tensors.items():
+        for old, new in OLD_ATTENTION.items():
+            name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
+        if ".attentions.0.to_" in name and value.ndim == 4:
+            value = value[:, :, 0, 0]
+        renamed[name] = value
+    return renamed
 
 
 def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

@@ -87,8 +87,7 @@ def find(path: str | Path, *, weights: str = "ema") -> Found:
     folder = ASSETS if str(path) == "tiny" else Path(path)
     if not folder.exists():
         raise FileNotFoundError(
-            f"checkpoint={path} does not exist; give tiny, a run folder, a .ckpt or a folder "
-            "of weights"
+            f"{path} does not exist; give tiny, a run folder, a .ckpt or a folder of weights"
         )
     if folder.is_file():
         return _from_document(folder, weights)

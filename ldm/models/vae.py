@@ -63,6 +63,11 @@ class IdentityVAEConfig:
         if self.in_channels < 1:
             raise ValueError(f"IdentityVAEConfig: in_channels={self.in_channels}; give 1 or more")
 
+    @property
+    def factor(self) -> int:
+        """Latents are as large as the picture."""
+        return 1
+
 
 class Autoencoder(nn.Module, ABC):
     """What everything else may ask of an autoencoder."""

@@ -36,7 +36,8 @@ def find_start(run_dir: Path, resume: str | None, init_from: str | None) -> Star
     if resume and init_from:
         raise ValueError(
             f"resume={resume} and init_from={init_from} contradict each other: resume goes on with "
-            "the same run, init_from starts a new one from weights; give one of them"
+            "the same run, init_from starts a new one from weights; give one of them "
+            "(init_from=null where the experiment names one)"
         )
     used = (run_dir / "card.json").is_file()
     if not resume:
