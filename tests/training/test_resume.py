@@ -250,7 +250,7 @@ def test_sigterm_ends_the_process_with_code_75_and_it_goes_on(
     assert document(tmp_path)["samples_seen"] == seen + 8
 
 
-# -- when is saved ----------------------------------------------------------------------------------
+# -- when is saved ---------------------------------------------------------------------------------
 
 
 def test_nothing_is_saved_in_the_middle_of_an_accumulation(
@@ -299,7 +299,7 @@ def test_without_an_interval_only_the_end_is_saved_and_k_are_kept(
     assert names == [[32], [16, 24, 32]]
 
 
-# -- what is resumed --------------------------------------------------------------------------------
+# -- what is resumed -------------------------------------------------------------------------------
 
 
 def test_auto_goes_back_over_a_damaged_file_and_replaces_it(
@@ -347,7 +347,7 @@ def test_a_finished_run_ends_at_once(
     assert {p: p.stat().st_mtime_ns for p in finished_run.rglob("*") if p.is_file()} == before
 
 
-# -- what a checkpoint holds ------------------------------------------------------------------------
+# -- what a checkpoint holds -----------------------------------------------------------------------
 
 
 def test_a_checkpoint_holds_what_is_trained_and_nothing_frozen(

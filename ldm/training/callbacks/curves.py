@@ -21,7 +21,8 @@ class Curves(Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.is_global_zero:
+        # a signal may ask for a checkpoint before the first row is written
+        if trainer.is_global_zero and (self.run_dir / "metrics.csv").is_file():
             plot(self.run_dir / "metrics.csv", self.run_dir / "curves.png")
 
 
