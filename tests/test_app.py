@@ -257,7 +257,7 @@ def test_the_process_ends_with_one_line_and_code_1(
     [
         (["promt=x"], "did you mean 'prompt'"),
         ([], "give prompt="),
-        (["prompt=x", "checkpoint=/nowhere"], "checkpoint=/nowhere does not exist"),
+        (["prompt=x", "checkpoint=/nowhere"], "/nowhere does not exist"),
         (["prompt=x", "height=30"], "height=30 is not a multiple of 4"),
         (["prompt=x", "steps=0"], "steps=0; give 1 or more"),
         (["prompt=x", "steps=2001"], "steps=2001; allowed: 1 to 2000"),

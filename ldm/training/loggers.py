@@ -115,13 +115,14 @@ def _wandb(settings: LoggerSettings, run_dir: Path, name: str, run_id: str) -> W
     if settings.wandb_mode == "auto":
         import wandb
 
-        offline = not wandb.api.api_key
+        offline = not wandb.login(prompt=False)
     return WandbLogger(
         name=name,
         save_dir=run_dir,
         id=run_id,
         project=settings.wandb_project,
         offline=offline,
+        mode="offline" if offline else "online",  # Lightning's variable comes too late for wandb
         resume=None if offline else "allow",
         log_model=False,
     )
