@@ -45,11 +45,9 @@ def train(cfg: Config) -> int:
     try:
         start = run_folder.find_start(run_dir, cfg["resume"], cfg["init_from"])
         job = _build_job(cfg)
-        problems = start.checkpoint and run_folder.resume_problems(job.card, start.checkpoint)
-        raise_all(list(problems or []))
-    except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(str(error)) from error
-    except InstantiationException as error:
+        if start.checkpoint is not None:
+            raise_all(run_folder.resume_problems(job.card, start.checkpoint))
+    except (ValueError, FileNotFoundError, InstantiationException) as error:
         raise ConfigError(str(error.__cause__ or error)) from error
     if start.samples >= job.plan.total_samples:
         log.info("%s is finished: %d samples seen", run_dir, start.samples)
@@ -112,10 +110,12 @@ def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
     vae = load_vae_weights(vae_config, cfg["models"]["vae_weights"])
     codec = frozen_codec(vae, DTYPES[cfg["models"]["vae_dtype"]])
     raise_all(fit_problems(unet_config, codec, text))
+    spec = text.spec()
+    if spec.get("source") == "scratch":
+        log.warning("models.text.source=scratch: the frozen text encoder has random weights")
     size = cfg["sampling"]["size"] or [data.size, data.size]
     defaults = SamplingDefaults(**{**cfg["sampling"], "size": tuple(size)})
     objective = build_objective(cfg["diffusion"])
-    spec = text.spec()
     card = _card(cfg, data) | {
         "unet": plain(asdict(unet_config)),
         "vae": vae_card(codec, cfg["models"]["vae_weights"]),

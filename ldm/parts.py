@@ -160,11 +160,6 @@ def fit_problems(unet: Any, codec: Any, text: Any) -> list[str]:
             f"models.unet.out_channels={unet.out_channels}, but the VAE has "
             f"{codec.latent_channels} latent channels"
         )
-    if text.spec().get("source") == "scratch":
-        problems.append(
-            "models.text.source=scratch has random weights, and the text encoder is frozen; name "
-            "the folder or hub id of trained ones"
-        )
     width = unet.cross_attention_dim
     if (width or 0) != text.width:
         problems.append(

@@ -115,7 +115,7 @@ def _wandb(settings: LoggerSettings, run_dir: Path, name: str, run_id: str) -> W
     if settings.wandb_mode == "auto":
         import wandb
 
-        offline = not wandb.login(prompt=False)
+        offline = not wandb.login(prompt=False, verify=False)
     return WandbLogger(
         name=name,
         save_dir=run_dir,

@@ -216,7 +216,7 @@ def test_wandb_mode_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("auto", None, True),
         ("auto", "k" * 40, False),
     ):
-        monkeypatch.setattr("wandb.login", lambda prompt, key=key: bool(key))
+        monkeypatch.setattr("wandb.login", lambda key=key, **_: bool(key))
         settings = LoggerSettings(wandb=True, wandb_mode=mode, wandb_project="p")
         logger = build_loggers(settings, tmp_path, name="n", run_id="i", resume_from=0)[1]
         assert logger._offline is offline
