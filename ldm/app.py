@@ -25,6 +25,7 @@ from ldm.parts import (
     check_train,
     fit_problems,
     raise_all,
+    reason,
     run_settings,
 )
 
@@ -48,7 +49,7 @@ def train(cfg: Config) -> int:
         if start.checkpoint is not None:
             raise_all(run_folder.resume_problems(job.card, start.checkpoint))
     except (ValueError, FileNotFoundError, InstantiationException) as error:
-        raise ConfigError(str(error.__cause__ or error)) from error
+        raise ConfigError(reason(error)) from error
     if start.samples >= job.plan.total_samples:
         log.info("%s is finished: %d samples seen", run_dir, start.samples)
         return 0
@@ -327,10 +328,8 @@ def make_shards(cfg: Config) -> int:
     raise_all(unknown_keys(cfg, allowed, "") + target_problems(cfg, "") + missing_values(cfg, ""))
     try:
         build(cfg["writer"]).write(build(cfg["data"]))
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        raise ConfigError(str(error)) from error
-    except InstantiationException as error:
-        raise ConfigError(str(error.__cause__ or error)) from error
+    except (ValueError, FileNotFoundError, FileExistsError, InstantiationException) as error:
+        raise ConfigError(reason(error)) from error
     return 0
 
 

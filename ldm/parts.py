@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from ldm.check import (
@@ -109,6 +110,12 @@ def run_settings(cfg: Config) -> Any:
 
     names = {f.name for f in fields(RunSettings)}
     return RunSettings(**{k: v for k, v in cfg["training"].items() if k in names})
+
+
+def reason(error: Exception) -> str:
+    """What went wrong in the user's terms: Hydra wraps what a part said."""
+    wrapped = isinstance(error, InstantiationException) and error.__cause__
+    return str(wrapped or error)
 
 
 def raise_all(problems: list[str]) -> None:
