@@ -93,7 +93,7 @@ def test_torchrun_is_the_same(
 ) -> None:
     path = Path(__file__).parents[2] / "scripts" / "train.py"
     line = tiny_line(f"run_dir={tmp_path / 'two'}", "training.trainer.devices=2")
-    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run([sys.executable, *command, str(path), *line], check=True, timeout=570)
     one, two = metrics(tiny_run(tmp_path / "one")), metrics(tmp_path / "two")
     assert [row["train/loss"] for row in two] == [
