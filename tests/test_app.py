@@ -16,6 +16,8 @@ import yaml
 from PIL import Image
 
 from ldm import app
+from ldm.app import fit
+from ldm.app.job import build_job
 from ldm.cli import ConfigError
 from ldm.io import checkpoint as files
 from ldm.io.frozen import write_tensors
@@ -29,7 +31,7 @@ def refused(
     tiny_cfg: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Refused:
     """refused("key=value", …, {"key": value}): the text of the one error, before any step."""
-    monkeypatch.setattr(app, "_fit", lambda *_: pytest.fail("the run began"))
+    monkeypatch.setattr(fit, "_fit", lambda *_: pytest.fail("the run began"))
 
     def run(*changes: str, values: Config | None = None, run_dir: Path | None = None) -> str:
         cfg = deepcopy(tiny_cfg(run_dir or tmp_path / "run", *changes))
@@ -227,7 +229,7 @@ def test_shards_without_captions(
     text = refused(f"data.train.shards={shard}")
     assert "x.tar" in text
     assert "caption" in text
-    job = app._build_job(tiny_cfg(tmp_path, f"data.train.shards={shard}", "data.uncaptioned=true"))
+    job = build_job(tiny_cfg(tmp_path, f"data.train.shards={shard}", "data.uncaptioned=true"))
     assert job.plan.train_size == 12
 
 
@@ -374,19 +376,19 @@ def test_init_from_starts_a_new_run_from_the_averaged_weights(
     source = files.read(path)
     for weights, expected in (("ema", source["ema"]["shadows"]), ("raw", source["state_dict"])):
         cfg = tiny_cfg(tmp_path, f"init_from={finished_run}", f"weights={weights}")
-        job = app._build_job(cfg)
+        job = build_job(cfg)
         for name, value in job.module.state_dict().items():
             assert torch.equal(value, expected[name]), name
             assert torch.equal(job.module.ema.shadows[name], expected[name]), name
         assert job.module.samples_seen == 0
         assert job.card["parent"]["weights"] == weights
         assert job.card["parent"]["samples_seen"] == 32
-    assert app._build_job(tiny_cfg(tmp_path)).card.get("parent") is None
+    assert build_job(tiny_cfg(tmp_path)).card.get("parent") is None
 
 
 def test_a_vae_run_can_be_initialised_too(tiny_cfg: Callable[..., Config], tmp_path: Path) -> None:
-    job = app._build_job(tiny_cfg(tmp_path, "task=vae", "models.vae_weights=tiny"))
-    packaged = app._build_job(tiny_cfg(tmp_path)).encoders.codec.vae.state_dict()
+    job = build_job(tiny_cfg(tmp_path, "task=vae", "models.vae_weights=tiny"))
+    packaged = build_job(tiny_cfg(tmp_path)).encoders.codec.vae.state_dict()
     for name, value in job.module.vae.state_dict().items():
         assert torch.equal(value, packaged[name])
 
@@ -434,10 +436,10 @@ def test_building_a_job_leaves_the_global_generator_alone(
     """And the initial weights depend on the seed alone."""
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = app._build_job(tiny_cfg(tmp_path)).module.state_dict()
+    first = build_job(tiny_cfg(tmp_path)).module.state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    again = app._build_job(tiny_cfg(tmp_path)).module.state_dict()
-    other = app._build_job(tiny_cfg(tmp_path, "seed=1")).module.state_dict()
+    again = build_job(tiny_cfg(tmp_path)).module.state_dict()
+    other = build_job(tiny_cfg(tmp_path, "seed=1")).module.state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)

@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm import app
+from ldm.app.job import Job, build_job
 from ldm.types import ImageBatch
 
 
 @pytest.fixture
-def tiny_job(tiny_cfg: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., app.Job]:
+def tiny_job(tiny_cfg: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Job]:
     """tiny_job("key=value", …): module, data, plan and card of a tiny run, nothing trained."""
 
-    def build(*changes: str) -> app.Job:
-        return app._build_job(tiny_cfg(tmp_path / "run", *changes))
+    def build(*changes: str) -> Job:
+        return build_job(tiny_cfg(tmp_path / "run", *changes))
 
     return build
 
@@ -30,7 +30,7 @@ def tiny_job(tiny_cfg: Callable[..., dict[str, Any]], tmp_path: Path) -> Callabl
 def batch_of() -> Callable[..., ImageBatch]:
     """batch_of(job, start, count): training samples start … start + count - 1."""
 
-    def read(job: app.Job, start: int = 0, count: int = 8) -> ImageBatch:
+    def read(job: Job, start: int = 0, count: int = 8) -> ImageBatch:
         return job.data.train.batch(torch.arange(start, start + count))
 
     return read

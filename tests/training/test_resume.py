@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ldm import app
+from ldm.app import fit
 from ldm.io import checkpoint as files
 from ldm.training.base import TrainedModule
 from ldm.training.callbacks.checkpointing import RunCheckpoint
@@ -215,7 +216,7 @@ def test_a_signal_saves_at_the_step_boundary_and_asks_to_be_started_again(
     changes = [*EVERYTHING, "training.micro_batch=4", "resume=auto"]
     handler = signal.getsignal(number)
     with watched(monkeypatch, 4, lambda: os.kill(os.getpid(), number)) as seen:
-        assert app.train(tiny_cfg(tmp_path, *changes)) == app.REQUEUE == 75
+        assert app.train(tiny_cfg(tmp_path, *changes)) == fit.REQUEUE == 75
     assert len(seen) == 6
     assert document(tmp_path)["samples_seen"] == 24
     assert signal.getsignal(number) == handler  # the caller's handlers are back
@@ -341,7 +342,7 @@ def test_a_finished_run_ends_at_once(
 ) -> None:
     caplog.set_level("INFO")
     before = {p: p.stat().st_mtime_ns for p in finished_run.rglob("*") if p.is_file()}
-    monkeypatch.setattr(app, "_fit", lambda *_: pytest.fail("a finished run trained on"))
+    monkeypatch.setattr(fit, "_fit", lambda *_: pytest.fail("a finished run trained on"))
     assert app.train(tiny_cfg(finished_run, "resume=auto")) == 0
     assert "is finished: 32 samples seen" in caplog.text
     assert {p: p.stat().st_mtime_ns for p in finished_run.rglob("*") if p.is_file()} == before

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm import app
+from ldm.app.fit import sample_grid
+from ldm.app.job import Job, build_job
 from ldm.training.callbacks.sampling import SampleGrid, SampleSettings
 from ldm.training.module import DiffusionModule
 from ldm.types import Conditioning
@@ -42,7 +43,7 @@ class Numbers:
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_every_rank_draws_its_share_and_all_arrive_in_order(
-    tiny_job: Callable[..., app.Job],
+    tiny_job: Callable[..., Job],
     ranks: Callable[..., Any],
     tmp_path: Path,
     world: int,
@@ -70,11 +71,11 @@ def trained(
     folder = tmp_path_factory.mktemp("sampling")
     listed = ",".join(PROMPTS)
 
-    def job(*changes: str) -> tuple[dict[str, Any], app.Job]:
+    def job(*changes: str) -> tuple[dict[str, Any], Job]:
         key = "training.callbacks.samples.prompts"
         line = changes if any(key in c for c in changes) else (f"{key}=[{listed}]", *changes)
         cfg = tiny_cfg(folder, *line)
-        return cfg, app._build_job(cfg)
+        return cfg, build_job(cfg)
 
     module = job()[1].module
     draws = torch.Generator().manual_seed(1)
@@ -83,7 +84,7 @@ def trained(
 
     def grid(*changes: str) -> SampleGrid:
         cfg, built = job(*changes)
-        made = app._sample_grid(cfg, built, folder, [])
+        made = sample_grid(cfg, built, folder, [])
         made.pipeline.unet = module.unet
         return made
 

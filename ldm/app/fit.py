@@ -1,0 +1,106 @@
+"""What does `train` do: check, start or resume, plan, fit?"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.errors import InstantiationException
+from rich.console import Console
+
+from ldm.app.job import Job, build_job, describe_plan
+from ldm.cli import ConfigError
+from ldm.parts import build, check_train, raise_all, reason
+
+log = logging.getLogger(__name__)
+Config = dict[str, Any]
+REQUEUE = 75
+
+
+def train(cfg: Config) -> int:
+    """Trains what the configuration says. Returns the exit code: 0, or 75 to be started again."""
+    raise_all(check_train(cfg))
+    from ldm.training import run_folder
+
+    run_dir = Path(cfg["run_dir"])
+    try:
+        start = run_folder.find_start(run_dir, cfg["resume"], cfg["init_from"])
+        job = build_job(cfg)
+        if start.checkpoint is not None:
+            raise_all(run_folder.resume_problems(job.card, start.checkpoint))
+    except (ValueError, FileNotFoundError, InstantiationException) as error:
+        raise ConfigError(reason(error)) from error
+    if start.samples >= job.plan.total_samples:
+        log.info("%s is finished: %d samples seen", run_dir, start.samples)
+        return 0
+    job.card["run_id"] = run_folder.run_id(cfg["name"], start.checkpoint)
+    text = describe_plan(cfg, job, start.samples)
+    if run_folder.is_main_process():
+        Console(stderr=True).print(text, highlight=False)
+        run_folder.write_folder(run_dir, job.card, yaml.safe_dump(cfg, sort_keys=False), text)
+        job.save_frozen(run_dir / "frozen")
+    return _fit(cfg, job, start, text)
+
+
+def _fit(cfg: Config, job: Job, start: Any, plan_text: str) -> int:
+    from ldm.training.callbacks.checkpointing import RunCheckpoint
+    from ldm.training.callbacks.curves import Curves
+    from ldm.training.callbacks.metrics import Metrics
+    from ldm.training.callbacks.progress import SamplesProgress
+    from ldm.training.callbacks.validation import Validation
+    from ldm.training.datamodule import DataModule
+    from ldm.training.loggers import build_loggers, close_loggers, log_texts
+    from ldm.training.trainer import build_trainer
+
+    training, run_dir = cfg["training"], Path(cfg["run_dir"])
+    loggers = build_loggers(
+        build(training["logger"]),
+        run_dir,
+        name=cfg["name"],
+        run_id=job.card["run_id"],
+        resume_from=start.samples,
+    )
+    checkpoints = RunCheckpoint(run_dir / "checkpoints", keep=training["keep_checkpoints"])
+    callbacks: list[Any] = [
+        Metrics(job.data.quarantine(run_dir)),
+        SamplesProgress(),
+        Curves(run_dir),
+    ]
+    callbacks.append(Validation(build(training["callbacks"]["validation"]), job.data))
+    if job.encoders is not None and job.plan.sample_every:
+        callbacks.append(sample_grid(cfg, job, run_dir, loggers))
+    callbacks.append(checkpoints)
+    trainer = build_trainer(
+        build(training["trainer"]), job.plan, callbacks=callbacks, loggers=loggers, run_dir=run_dir
+    )
+    log_texts(loggers, cfg, plan_text)
+    try:
+        trainer.fit(job.module, DataModule(job.data), ckpt_path=start.checkpoint)
+    except BaseException:
+        if trainer.is_global_zero and trainer.world_size > 1 and trainer.strategy.launcher:
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # a hanging child would stay an orphan
+        raise
+    close_loggers(loggers)
+    return REQUEUE if checkpoints.preempted else 0
+
+
+def sample_grid(cfg: Config, job: Job, run_dir: Path, loggers: list[Any]) -> Any:
+    from functools import partial
+
+    from ldm.pipeline import Pipeline
+    from ldm.training.callbacks.sampling import SampleGrid
+    from ldm.training.loggers import log_images
+
+    pipeline = Pipeline(
+        job.module.unet,
+        job.encoders.codec,
+        job.encoders.text,
+        job.module.objective,
+        defaults=job.defaults,
+        null=job.card["null"],
+    )
+    settings = build(cfg["training"]["callbacks"]["samples"])
+    return SampleGrid(pipeline, run_dir / "samples", settings, sink=partial(log_images, loggers))

@@ -1,0 +1,185 @@
+"""Which parts does a training run consist of, and how are they built?"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm import rng
+from ldm.parts import DTYPES, build, build_objective, fit_problems, raise_all, run_settings
+
+log = logging.getLogger(__name__)
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The parts of a run, built."""
+
+    module: Any
+    data: Any
+    plan: Any
+    card: Config
+    encoders: Any | None
+    defaults: Any
+
+    def save_frozen(self, folder: Path) -> None:
+        """Keeps the frozen encoders in the run folder, once."""
+        if self.encoders is not None:
+            from ldm.io.frozen import save_frozen
+
+            save_frozen(folder, self.encoders.codec, self.encoders.text)
+
+
+def build_job(cfg: Config) -> Job:
+    from ldm.data.source import open_data
+    from ldm.training.plan import make_plan
+
+    with torch.random.fork_rng():
+        torch.manual_seed(rng.fold(cfg["seed"], "init"))
+        data = open_data(build(cfg["data"]), seed=cfg["seed"])
+        settings = run_settings(cfg)
+        world = build(cfg["training"]["trainer"]).world_size
+        plan = make_plan(
+            settings, train_size=data.train_size, val_size=data.val_size, world_size=world
+        )
+        builder = {"diffusion": _diffusion, "vae": _vae, "clip": _clip}[cfg["task"]]
+        job = builder(cfg, data, plan, settings)
+        job.card["total_samples"] = plan.total_samples
+        return job
+
+
+def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
+    from ldm.io.frozen import frozen_codec, load_vae_weights, plain, vae_card
+    from ldm.models.unet import UNet
+    from ldm.pipeline import SamplingDefaults
+    from ldm.training.encoders import FrozenEncoders
+    from ldm.training.module import DiffusionModule
+
+    unet_config, vae_config = build(cfg["models"]["unet"]), build(cfg["models"]["vae"])
+    text = build(cfg["models"]["text"])
+    vae = load_vae_weights(vae_config, cfg["models"]["vae_weights"])
+    codec = frozen_codec(vae, DTYPES[cfg["models"]["vae_dtype"]])
+    raise_all(fit_problems(unet_config, codec, text))
+    spec = text.spec()
+    if spec.get("source") == "scratch":
+        log.warning("models.text.source=scratch: the frozen text encoder has random weights")
+    size = cfg["sampling"]["size"] or [data.size, data.size]
+    defaults = SamplingDefaults(**{**cfg["sampling"], "size": tuple(size)})
+    objective = build_objective(cfg["diffusion"])
+    card = _card(cfg, data) | {
+        "unet": plain(asdict(unet_config)),
+        "vae": vae_card(codec, cfg["models"]["vae_weights"]),
+        "text": spec,
+        "objective": objective.spec(),
+        "null": spec["null"],
+        "sampling": plain(asdict(defaults)),
+        "frozen": {"vae": "frozen/vae.safetensors", "text": "frozen/text"},
+        "frozen_at": None,
+    }
+    unet = UNet(unet_config)
+    if cfg["init_from"]:
+        card["parent"] = _initialise(unet, cfg["init_from"], cfg["weights"])
+    encoders = FrozenEncoders(
+        codec,
+        text,
+        seed=cfg["seed"],
+        cache_captions=settings.cache_captions,
+        cache_latents=settings.cache_latents,
+    )
+    module = DiffusionModule(
+        unet,
+        encoders,
+        objective,
+        caption_dropout=settings.caption_dropout,
+        card=card,
+        **_common(cfg, plan),
+        channels_last=settings.channels_last,
+        compile=settings.compile,
+    )
+    return Job(module, data, plan, card, encoders, defaults)
+
+
+def _common(cfg: Config, plan: Any) -> Config:
+    """What every trained module is given beside its own parts."""
+    return {
+        "plan": plan,
+        "optim": build(cfg["training"]["optim"]),
+        "seed": cfg["seed"],
+        "gradient_clip": cfg["training"]["gradient_clip"],
+        "ema_half_life": build(cfg["training"]["ema"]).half_life,
+    }
+
+
+def _vae(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
+    from ldm.io.frozen import load_vae_weights, plain
+    from ldm.models.vae import build_vae
+    from ldm.training.vae_module import VAEModule
+
+    config = build(cfg["models"]["vae"])
+    source = cfg["init_from"] or cfg["models"]["vae_weights"]
+    vae = load_vae_weights(config, source) if source else build_vae(config)
+    card = _card(cfg, data) | {"vae": {"config": plain(asdict(config))}}
+    module = VAEModule(
+        vae,
+        build(cfg["training"]["vae_loss"]),
+        card=card,
+        **_common(cfg, plan),
+    )
+    return Job(module, data, plan, card, None, None)
+
+
+def _clip(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
+    from ldm.training.clip_module import ClipModule
+
+    pair = build(cfg["models"]["text"])
+    card = _card(cfg, data) | {"clip": pair.spec()}
+    module = ClipModule(
+        pair,
+        card=card,
+        **_common(cfg, plan),
+    )
+    return Job(module, data, plan, card, None, None)
+
+
+def describe_plan(cfg: Config, job: Job, samples: int) -> str:
+    """What the run will do, printed before the first step and kept as plan.txt."""
+    from ldm.training.plan import describe
+
+    optim = build(cfg["training"]["optim"])
+    head = {
+        "run folder": cfg["run_dir"],
+        "going on after": f"{samples:,} samples" if samples else "",
+    }
+    trained = sum(p.numel() for p in job.module.parameters() if p.requires_grad)
+    return describe(job.plan, parameters=trained, lr=optim.summary(), head=head)
+
+
+def _initialise(unet: Any, source: str, weights: str) -> Config:
+    """Weights of another model into `unet`. Returns the lineage for the card."""
+    from ldm.io.frozen import load_into
+    from ldm.io.load import initial_weights
+
+    tensors, lineage = initial_weights(source, weights=weights)
+    load_into(unet, {k: v.float() for k, v in tensors.items()}, source)
+    log.info("init_from %s: %d tensors, %s weights", source, len(tensors), lineage["weights"])
+    return lineage
+
+
+def _card(cfg: Config, data: Any) -> Config:
+    from ldm.io.checkpoint import CARD_FORMAT
+    from ldm.training.run_folder import provenance
+
+    return {
+        "format": CARD_FORMAT,
+        "task": cfg["task"],
+        "name": cfg["name"],
+        "seed": cfg["seed"],
+        "batch_size": cfg["training"]["batch_size"],
+        "data": data.spec(),
+        "made_with": provenance(),
+    }
