@@ -65,6 +65,7 @@ class AutoText(NetworkText):
     """The last hidden state of an encoder that transformers knows."""
 
     kind: ClassVar[str] = "auto"
+    chunked: ClassVar[bool] = False  # with relative positions, max_tokens is what one asks for
     module: PreTrainedModel
 
     def __init__(

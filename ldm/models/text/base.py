@@ -1,6 +1,6 @@
 """What is a text encoder to the rest of the code?
 
-n captions or rows, L tokens, D context width.
+n captions or rows, k chunks a prompt, L tokens, D context width.
 """
 
 from __future__ import annotations
@@ -53,8 +53,20 @@ class TextEncoder(Protocol):
     def encode(self, captions: Sequence[str]) -> Conditioning:
         """Context [n,L,D] fp32, with a mask [n,L] where the encoder uses one."""
 
-    def null(self, n: int) -> Conditioning:
-        """The unconditional context [n,L,D]: of the caption "" ('empty') or 'zeros'."""
+    def encode_prompts(
+        self, prompts: Sequence[str], *, weighting: bool = True, chunks: int | None = None
+    ) -> Conditioning:
+        """What a user types, uncut: context [n,kL,D], k chunks of L tokens one after the other.
+
+        weighting: read (word:1.2), [word] and BREAK (see prompts.py); False: all of it is text.
+        chunks: k, chunks of "" fill up; None: as many as the longest prompt needs.
+        """
+
+    def chunks_needed(self, prompts: Sequence[str], *, weighting: bool = True) -> int:
+        """k of the longest prompt; 1 where the encoder has no chunks and cuts."""
+
+    def null(self, n: int, chunks: int = 1) -> Conditioning:
+        """The unconditional context [n,kL,D]: of the caption "" ('empty') or 'zeros', k times."""
 
     def spec(self) -> Spec:
         """What a checkpoint's card says about this encoder: plain values only."""

@@ -1,6 +1,6 @@
 """What do all text encoders with a network share?
 
-n captions or rows, L tokens, D context width.
+n captions or rows, k chunks a prompt, L tokens, D context width.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ldm.models.text.base import NULLS, Spec, dtype_name
 from ldm.models.text.sources import Origin
 from ldm.models.text.tokens import CaptionTokens, Tokens
+from ldm.models.text.weighted import emphasised, framed, split_prompts
 from ldm.types import Conditioning
 
 SPEC_FILE = "text.json"
@@ -29,6 +30,7 @@ class NetworkText(ABC):
     """The TextEncoder protocol around a network and a tokenizer; a kind adds `context`."""
 
     kind: ClassVar[str]
+    chunked: ClassVar[bool] = True  # prompts of more than L tokens are read in several chunks
 
     def __init__(
         self, *, module: nn.Module, tokens: CaptionTokens, width: int, null: str, origin: Origin
@@ -63,20 +65,56 @@ class NetworkText(ABC):
 
     def encode(self, captions: Sequence[str]) -> Conditioning:
         tokens = self.tokens(captions).to(self.device)
-        with ExitStack() as stack:
-            if not self.gradients:
-                stack.enter_context(torch.no_grad())
-                stack.enter_context(torch.autocast(self.device.type, enabled=False))
-            context = self.context(tokens).float()  # [n,L] -> [n,L,D]
-        return Conditioning(context, self.context_mask(tokens))
+        return Conditioning(self._states(tokens), self.context_mask(tokens))
 
-    def null(self, n: int) -> Conditioning:
+    def encode_prompts(
+        self, prompts: Sequence[str], *, weighting: bool = True, chunks: int | None = None
+    ) -> Conditioning:
+        rows = split_prompts(prompts, self.tokens, weighting=weighting, chunked=self.chunked)
+        needed = max(len(row) for row in rows)
+        count = needed if chunks is None else self._checked(chunks, needed)
+        tokens, weights = framed(
+            [chunk for row in rows for chunk in row + [[]] * (count - len(row))],
+            [prompt for prompt in prompts for _ in range(count)],
+            self.tokens,
+        )
+        tokens = tokens.to(self.device)
+        mask = self.context_mask(tokens)
+        context = emphasised(self._states(tokens), weights.to(self.device), mask)
+        return Conditioning(  # [nk,L,D] -> [n,kL,D]
+            context.unflatten(0, (-1, count)).flatten(1, 2),
+            None if mask is None else mask.unflatten(0, (-1, count)).flatten(1, 2),
+        )
+
+    def chunks_needed(self, prompts: Sequence[str], *, weighting: bool = True) -> int:
+        rows = split_prompts(prompts, self.tokens, weighting=weighting, chunked=self.chunked)
+        return max(len(row) for row in rows)
+
+    def null(self, n: int, chunks: int = 1) -> Conditioning:
+        self._checked(chunks, 1)
         # Computed anew: a cached row would be stale once an adapter is attached.
         row = self.encode([""])
         assert row.context is not None
         context = torch.zeros_like(row.context) if self.null_kind == "zeros" else row.context
-        mask = None if row.mask is None else row.mask.expand(n, -1)
-        return Conditioning(context.expand(n, -1, -1), mask)
+        mask = None if row.mask is None else row.mask.repeat(1, chunks).expand(n, -1)
+        return Conditioning(context.repeat(1, chunks, 1).expand(n, -1, -1), mask)
+
+    def _states(self, tokens: Tokens) -> Tensor:
+        """[n,L] -> [n,L,D] fp32; gradients only where they are allowed."""
+        with ExitStack() as stack:
+            if not self.gradients:
+                stack.enter_context(torch.no_grad())
+                stack.enter_context(torch.autocast(self.device.type, enabled=False))
+            return self.context(tokens).float()
+
+    def _checked(self, chunks: int, needed: int) -> int:
+        if not self.chunked and chunks != 1:
+            raise ValueError(
+                f"chunks={chunks}, but {self.kind!r} text has one chunk a prompt; use 1"
+            )
+        if chunks < needed:
+            raise ValueError(f"chunks={chunks} is too few; use {needed} or more")
+        return chunks
 
     @abstractmethod
     def context(self, tokens: Tokens) -> Tensor:

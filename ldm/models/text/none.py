@@ -30,7 +30,15 @@ class NoText:
     def encode(self, captions: Sequence[str]) -> Conditioning:
         return Conditioning()
 
-    def null(self, n: int) -> Conditioning:
+    def encode_prompts(
+        self, prompts: Sequence[str], *, weighting: bool = True, chunks: int | None = None
+    ) -> Conditioning:
+        return Conditioning()
+
+    def chunks_needed(self, prompts: Sequence[str], *, weighting: bool = True) -> int:
+        return 1
+
+    def null(self, n: int, chunks: int = 1) -> Conditioning:
         return Conditioning()
 
     def spec(self) -> Spec:

@@ -41,9 +41,11 @@ class CaptionTokens:
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
         """Captions to ids [n,L], padded on the right to max_tokens."""
-        if isinstance(captions, str) or not captions:
-            raise ValueError(f"captions={captions!r}; pass a list of at least one string")
-        rows = self._rows(list(captions))
+        check_captions(captions)
+        return self.padded(self._rows(list(captions)))
+
+    def padded(self, rows: list[list[int]]) -> Tokens:
+        """Rows of at most max_tokens ids, start and end included, to ids [n,L]."""
         lengths = torch.tensor([len(row) for row in rows])
         padded = [row + [self.pad_id] * (self.max_tokens - len(row)) for row in rows]
         return Tokens(torch.tensor(padded), torch.arange(self.max_tokens) < lengths[:, None])
@@ -52,7 +54,7 @@ class CaptionTokens:
         rows: list[list[int]] = self.tokenizer(captions, verbose=False)["input_ids"]
         long = [i for i, row in enumerate(rows) if len(row) > self.max_tokens]
         if long:
-            self._count(long, rows, captions)
+            self.count_cut([(len(rows[i]), captions[i]) for i in long])
             # The tokenizer cuts, not we: only it knows which end tokens must survive.
             cut = self.tokenizer(
                 [captions[i] for i in long], truncation=True, max_length=self.max_tokens
@@ -61,13 +63,14 @@ class CaptionTokens:
                 rows[i] = row
         return rows
 
-    def _count(self, long: list[int], rows: list[list[int]], captions: list[str]) -> None:
-        if not self.truncated:
+    def count_cut(self, long: Sequence[tuple[int, str]]) -> None:
+        """Lengths (in tokens) and texts of captions that are cut now; the first is logged."""
+        if long and not self.truncated:
             log.warning(
                 "caption cut from %d to %d tokens (%.60r); further ones are only counted",
-                len(rows[long[0]]),
+                long[0][0],
                 self.max_tokens,
-                captions[long[0]],
+                long[0][1],
             )
         self.truncated += len(long)
 
@@ -80,3 +83,8 @@ class CaptionTokens:
         return hashlib.sha256(
             json.dumps([vocab, self.pad_id, self.max_tokens]).encode()
         ).hexdigest()
+
+
+def check_captions(captions: Sequence[str]) -> None:
+    if isinstance(captions, str) or not captions:
+        raise ValueError(f"captions={captions!r}; pass a list of at least one string")
