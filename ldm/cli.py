@@ -38,6 +38,8 @@ FREE_TEXT = frozenset(
         "out",
         "input",
         "output",
+        "tokenizer",
+        "licence",
         "init_image",
         "mask",
         "data.root",

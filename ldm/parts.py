@@ -54,6 +54,9 @@ TOP = [
     "resume",
     "init_from",
     "weights",
+    "widen",
+    "change",
+    "allow",
 ]
 TRAINING_GROUPS = ("trainer", "optim", "ema", "callbacks", "logger", "vae_loss")
 KEYS = {

@@ -11,6 +11,7 @@ import yaml
 from hydra.errors import InstantiationException
 from rich.console import Console
 
+from ldm.app.beginning import beginning_problems
 from ldm.app.job import Job, build_job, describe_plan
 from ldm.cli import ConfigError
 from ldm.parts import build, check_train, raise_all, reason
@@ -22,15 +23,15 @@ REQUEUE = 75
 
 def train(cfg: Config) -> int:
     """Trains what the configuration says. Returns the exit code: 0, or 75 to be started again."""
-    raise_all(check_train(cfg))
+    raise_all(check_train(cfg) + beginning_problems(cfg))
     from ldm.training import run_folder
 
     run_dir = Path(cfg["run_dir"])
     try:
         start = run_folder.find_start(run_dir, cfg["resume"], cfg["init_from"])
-        job = build_job(cfg)
+        job = build_job(cfg, start.checkpoint)
         if start.checkpoint is not None:
-            raise_all(run_folder.resume_problems(job.card, start.checkpoint))
+            raise_all(run_folder.resume_problems(job.card, cfg, start.checkpoint))
     except (ValueError, FileNotFoundError, InstantiationException) as error:
         raise ConfigError(reason(error)) from error
     if start.samples >= job.plan.total_samples:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ldm import rng
-from ldm.parts import DTYPES, build, build_objective, fit_problems, raise_all, run_settings
+from ldm.app.beginning import Beginning
+from ldm.parts import build, build_objective, fit_problems, raise_all, run_settings
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
@@ -35,7 +36,8 @@ class Job:
             save_frozen(folder, self.encoders.codec, self.encoders.text)
 
 
-def build_job(cfg: Config) -> Job:
+def build_job(cfg: Config, checkpoint: Path | None = None) -> Job:
+    """checkpoint: of the run itself, when it goes on."""
     from ldm.data.source import open_data
     from ldm.training.plan import make_plan
 
@@ -48,22 +50,22 @@ def build_job(cfg: Config) -> Job:
             settings, train_size=data.train_size, val_size=data.val_size, world_size=world
         )
         builder = {"diffusion": _diffusion, "vae": _vae, "clip": _clip}[cfg["task"]]
-        job = builder(cfg, data, plan, settings)
+        job = builder(cfg, data, plan, settings, Beginning(cfg, checkpoint))
         job.card["total_samples"] = plan.total_samples
         return job
 
 
-def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
-    from ldm.io.frozen import frozen_codec, load_vae_weights, plain, vae_card
+def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginning) -> Job:
+    from ldm.io.configs import plain
+    from ldm.io.frozen import vae_card
     from ldm.models.unet import UNet
     from ldm.pipeline import SamplingDefaults
     from ldm.training.encoders import FrozenEncoders
     from ldm.training.module import DiffusionModule
 
     unet_config, vae_config = build(cfg["models"]["unet"]), build(cfg["models"]["vae"])
-    text = build(cfg["models"]["text"])
-    vae = load_vae_weights(vae_config, cfg["models"]["vae_weights"])
-    codec = frozen_codec(vae, DTYPES[cfg["models"]["vae_dtype"]])
+    text = begin.text()
+    codec = begin.codec(vae_config)
     raise_all(fit_problems(unet_config, codec, text))
     spec = text.spec()
     if spec.get("source") == "scratch":
@@ -82,8 +84,9 @@ def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
         "frozen_at": None,
     }
     unet = UNet(unet_config)
-    if cfg["init_from"]:
-        card["parent"] = _initialise(unet, cfg["init_from"], cfg["weights"])
+    parent = begin.initialise(unet, card)
+    if parent is not None:
+        card["parent"] = parent
     encoders = FrozenEncoders(
         codec,
         text,
@@ -115,8 +118,9 @@ def _common(cfg: Config, plan: Any) -> Config:
     }
 
 
-def _vae(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
-    from ldm.io.frozen import load_vae_weights, plain
+def _vae(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginning) -> Job:
+    from ldm.io.configs import plain
+    from ldm.io.frozen import load_vae_weights
     from ldm.models.vae import build_vae
     from ldm.training.vae_module import VAEModule
 
@@ -133,7 +137,7 @@ def _vae(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
     return Job(module, data, plan, card, None, None)
 
 
-def _clip(cfg: Config, data: Any, plan: Any, settings: Any) -> Job:
+def _clip(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginning) -> Job:
     from ldm.training.clip_module import ClipModule
 
     pair = build(cfg["models"]["text"])
@@ -157,17 +161,6 @@ def describe_plan(cfg: Config, job: Job, samples: int) -> str:
     }
     trained = sum(p.numel() for p in job.module.parameters() if p.requires_grad)
     return describe(job.plan, parameters=trained, lr=optim.summary(), head=head)
-
-
-def _initialise(unet: Any, source: str, weights: str) -> Config:
-    """Weights of another model into `unet`. Returns the lineage for the card."""
-    from ldm.io.frozen import load_into
-    from ldm.io.load import initial_weights
-
-    tensors, lineage = initial_weights(source, weights=weights)
-    load_into(unet, {k: v.float() for k, v in tensors.items()}, source)
-    log.info("init_from %s: %d tensors, %s weights", source, len(tensors), lineage["weights"])
-    return lineage
 
 
 def _card(cfg: Config, data: Any) -> Config:

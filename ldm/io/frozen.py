@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.io.checkpoint import tensors_hash
+from ldm.io.configs import plain, vae_config
+from ldm.io.reading import is_document, open_tensors
+from ldm.io.source import fill
+from ldm.io.vae_names import vae_under_own_names
 from ldm.models.codec import Codec
 from ldm.models.text.base import TextEncoder
 from ldm.models.text.folder import load_text
@@ -25,7 +29,6 @@ from ldm.models.vae import Autoencoder, IdentityVAEConfig, VAEConfig, build_vae
 
 VAE_FILE = "vae.safetensors"
 TEXT_FOLDER = "text"
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 ASSETS = Path(__file__).parents[1] / "assets" / "tiny"
 
 
@@ -50,9 +53,10 @@ def vae_card(codec: Codec, source: str | None) -> dict[str, Any]:
 
 def load_codec(card: Mapping[str, Any], folder: Path, *, dtype: torch.dtype) -> Codec:
     """The VAE of a card from the folder that holds frozen/. Raises when bytes and card differ."""
-    vae = build_vae(vae_config(card["vae"]["config"]))
     path = inside(folder, card["frozen"]["vae"])
-    load_into(vae, read_tensors(path), str(path))
+    with torch.device("meta"):
+        vae = build_vae(vae_config(card["vae"]["config"]))
+    fill(vae, open_tensors(path), str(path), torch.float32)
     found = tensors_hash(dict(vae.state_dict()))
     if found != card["vae"]["hash"]:
         raise ValueError(
@@ -76,73 +80,37 @@ def load_text_encoder(card: Mapping[str, Any], folder: Path) -> TextEncoder:
 
 
 def load_vae_weights(config: VAEConfig | IdentityVAEConfig, source: str | None) -> Autoencoder:
-    """A VAE from `tiny`, a .safetensors file, or a folder that holds one (vae/ inside, or itself).
+    """A VAE from `tiny`, a file with one (alone or in a whole model) or a folder with one (a run's,
+    diffusers', or itself).
 
     Raises FileNotFoundError naming what to put where, ValueError for other weights.
     """
-    vae = build_vae(config)
     if isinstance(config, IdentityVAEConfig):
-        return vae
+        return build_vae(config)
     if source is None:
         raise FileNotFoundError(
             "models.vae_weights=null; the frozen VAE needs weights: give tiny, "
             "a .safetensors file or a folder"
         )
-    path = _vae_file(source)
-    load_into(vae, own_vae_names(read_tensors(path)), str(path))
+    file = open_tensors(_vae_file(source))
+    with torch.device("meta"):
+        vae = build_vae(config)
+    fill(vae, vae_under_own_names(file, config), f"{file.path}: vae", torch.float32)
     return vae
 
 
-def own_vae_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A VAE's tensors under today's names: older files call the attention's parts otherwise, and
-    store them as 1x1 convolutions."""
-    renamed = {}
-    for name, value in tensors.items():
-        for old, new in OLD_ATTENTION.items():
-            name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
-        if ".attentions.0.to_" in name and value.ndim == 4:
-            value = value[:, :, 0, 0]
-        renamed[name] = value
-    return renamed
-
-
-def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Strict: raises ValueError listing missing, unexpected and differently shaped keys."""
-    own = module.state_dict()
-    missing = sorted(own.keys() - tensors.keys())
-    extra = sorted(tensors.keys() - own.keys())
-    shapes = [
-        f"{k}: file {tuple(tensors[k].shape)}, model {tuple(own[k].shape)}"
-        for k in sorted(own.keys() & tensors.keys())
-        if own[k].shape != tensors[k].shape
-    ]
-    if missing or extra or shapes:
-        raise ValueError(
-            f"{where} holds another architecture: {len(missing)} keys missing {missing[:3]}, "
-            f"{len(extra)} unexpected {extra[:3]}, {len(shapes)} of another shape {shapes[:3]}"
-        )
-    module.load_state_dict(tensors)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file. Raises FileNotFoundError, or ValueError that says what the file is."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; the weights belong there")
-    try:
-        return load_file(path)
-    except Exception as error:
-        start = path.read_bytes()[:40]
-        raise ValueError(f"{path} is not a safetensors file (starts {start!r}): {error}") from error
-
-
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    *,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Atomically: a temporary file beside the target, renamed."""
     ready = {k: v.detach().to("cpu", dtype or v.dtype).contiguous() for k, v in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
-    save_file(ready, temporary, metadata={"format": "pt"})
+    save_file(ready, temporary, metadata={"format": "pt", **(metadata or {})})
     temporary.chmod(0o644)  # safetensors makes files that only their owner can read
     temporary.replace(path)
 
@@ -155,27 +123,17 @@ def inside(folder: Path, relative: str) -> Path:
     return path
 
 
-def vae_config(fields: Mapping[str, Any]) -> VAEConfig | IdentityVAEConfig:
-    """The config that `asdict` wrote; lists become tuples again."""
-    if "block_out_channels" not in fields:
-        return IdentityVAEConfig(**fields)
-    return VAEConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-
-
-def plain(value: Any) -> Any:
-    """Tuples as lists, so that a card is equal before and after JSON."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
 def _vae_file(source: str) -> Path:
+    """Where in a source its VAE's tensors lie."""
     if source == "tiny":
         return ASSETS / "frozen" / VAE_FILE
     path = Path(source)
-    if path.is_dir():
-        names = ("vae", "."), ("diffusion_pytorch_model.safetensors", VAE_FILE)
-        found = [path / sub / name for sub in names[0] for name in names[1]]
-        found += [path / "frozen" / VAE_FILE]
-        path = next((f for f in found if f.is_file()), found[0])
-    return path
+    if path.suffix == ".ckpt" and path.is_file() and is_document(path):
+        path = path.resolve().parent.parent  # the run folder, whose frozen/ it is
+    if not path.is_dir():
+        return path
+    names = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16")
+    inside = [f"{sub}{name}.safetensors" for sub in ("vae/", "vqvae/", "") for name in names]
+    inside += [f"frozen/{VAE_FILE}", VAE_FILE, "vae/diffusion_pytorch_model.bin"]
+    found = [path / name for name in inside]
+    return next((file for file in found if file.is_file()), found[0])

@@ -1,36 +1,42 @@
-"""Which model does a path hold?"""
+"""Which model does a path hold, and how is it built?"""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ldm.io import checkpoint as files
-from ldm.io.frozen import (
-    ASSETS,
-    load_codec,
-    load_into,
-    load_text_encoder,
-    plain,
-    read_tensors,
-    write_tensors,
-)
+from ldm.io.configs import plain, unet_config
+from ldm.io.diffusers import has_unet_only, is_diffusers, open_folder, open_unet
+from ldm.io.frozen import ASSETS, load_codec, load_text_encoder, write_tensors
+from ldm.io.hub import HUB_ID, download
+from ldm.io.kinds import kind_of
+from ldm.io.native import EXTRAS, complete_card
+from ldm.io.reading import TensorFile, is_document, open_tensors
+from ldm.io.said import Hints
+from ldm.io.single import open_single
+from ldm.io.single_write import Parts
+from ldm.io.source import Source, Tensors, choose, dtype_of, fill
 from ldm.models.codec import Codec
 from ldm.models.text.base import TextEncoder
-from ldm.models.unet import UNet, UNetConfig
+from ldm.models.unet import UNet
 
 log = logging.getLogger(__name__)
 MODEL_FILE = "model.safetensors"
-DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
-WEIGHTS = ("ema", "raw")
 PACKAGED = {"vae": "frozen/vae.safetensors", "text": "clip"}  # where the embedded stack has them
+PREFIXES = {"diffusion": "unet.", "vae": "vae.", "clip": "pair."}  # in a document's state_dict
+KNOWN = (
+    "tiny, a run folder, a .ckpt of ours, a folder of weights (card.json), a single file in the "
+    "CompVis layout (.safetensors or .ckpt), a diffusers folder or a hub id (org/name)"
+)
 
 
 @dataclass(frozen=True)
@@ -46,101 +52,182 @@ class Model:
 
 @dataclass(frozen=True)
 class Found:
-    """Card and network weights, before anything is built. path: the .ckpt or export folder."""
+    """A trained network in one of our own formats, not built. path: the .ckpt or export folder.
+
+    networks: its tensors by which weights they are; weights: the chosen ones.
+    """
 
     card: dict[str, Any]
-    tensors: dict[str, Tensor]
+    networks: Mapping[str, Tensors]
     path: Path
     weights: str
 
+    @property
+    def tensors(self) -> Tensors:
+        return self.networks[self.weights]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A UNet to begin from, in any format. source: the whole model, None where there is only a
+    UNet; card: what it says ({} for a UNet alone); stated: specs of prediction and schedule."""
+
+    path: Path
+    given: str
+    form: str
+    tensors: Tensors
+    weights: str
+    file: Path
+    card: Mapping[str, Any]
+    stated: Mapping[str, Any]
+    source: Source | None
+
+    def lineage(self) -> dict[str, Any]:
+        """Where the weights come from, for a card."""
+        return {
+            "source": self.given,
+            "form": self.form,
+            "file": self.file.name,
+            "hash": files.file_hash(self.file),
+            "weights": self.weights,
+            "name": self.card.get("name"),
+            "samples_seen": self.card.get("samples_seen"),
+        }
+
+
+def open_network(path: str | Path, *, weights: str = "ema") -> Network:
+    """What `init_from` names: a model in any format, or a UNet alone."""
+    place = resolve(path)
+    networks: Mapping[str, Tensors] | None = None
+    if place.is_dir() and not is_diffusers(place) and has_unet_only(place):
+        networks = open_unet(place)
+    elif place.is_file() and not _is_ours(place):
+        file = open_tensors(place)
+        if kind_of(file.shapes()) == "unet":
+            networks = {"raw": file}
+    if networks is not None:
+        chosen = choose(networks, weights, str(path))
+        tensors = networks[chosen]
+        assert isinstance(tensors, TensorFile)
+        where = tensors.path
+        return Network(place, str(path), "unet", tensors, chosen, where, {}, {}, None)
+    source = open_source(place, weights=weights)
+    return Network(
+        path=place,
+        given=str(path),
+        form=source.form,
+        tensors=source.unet,
+        weights=source.weights,
+        file=source.file,
+        card=source.card,
+        stated=source.stated,
+        source=source,
+    )
+
 
 def load_model(
-    path: str | Path, *, weights: str = "ema", dtype: torch.dtype | None = None
+    path: str | Path,
+    *,
+    weights: str = "ema",
+    dtype: torch.dtype | None = None,
+    hints: Hints | None = None,
 ) -> Model:
-    """`tiny`, a run folder, a folder of weights (card.json, model.safetensors) or a .ckpt.
+    """A model from anything in `KNOWN`, in eval, frozen.
 
-    The EMA weights wherever the file has them, unless `raw` is asked for. Only the card is used;
-    nothing named in a file is executed.
+    The EMA weights wherever the file has them, unless `raw` is asked for. Nothing named in a file
+    is executed. Raises FileNotFoundError or ValueError that says what the path is instead.
     """
-    found = find(path, weights=weights)
+    return build(open_source(path, weights=weights, hints=hints), dtype or torch.float32)
+
+
+def build(source: Source, dtype: torch.dtype = torch.float32) -> Model:
+    """Reads everything, each tensor straight into `dtype`."""
+    with torch.device("meta"):
+        unet = UNet(unet_config(source.card["unet"]))
+    fill(unet, source.unet, f"{source.path}: unet ({source.weights})", dtype)
+    codec, text = source.codec(dtype), source.text()
+    card = source.card
+    if source.form in ("single", "diffusers"):
+        parts = Parts(
+            card=card, networks=source.networks, weights=source.weights, codec=codec, text=text
+        )
+        card = complete_card(parts)
+    return Model(unet.eval().requires_grad_(False), codec, text, card, source.weights)
+
+
+def open_source(path: str | Path, *, weights: str = "ema", hints: Hints | None = None) -> Source:
+    """What a path holds, nothing big read."""
+    folder = resolve(path)
+    if folder.is_dir() and is_diffusers(folder):
+        return open_folder(folder, weights=weights, hints=hints)
+    if folder.is_file() and not _is_ours(folder):
+        return open_single(folder, weights=weights, hints=hints)
+    if hints is not None and hints != Hints():
+        raise ValueError(f"{path} has a card that says what it is; leave out prediction, schedule…")
+    found = find(folder, weights=weights)
     if found.card["task"] != "diffusion":
         raise ValueError(f"{path} holds a trained {found.card['task']}, not a diffusion model")
     home = _frozen_home(found.path, found.card)
     card = {**found.card, "frozen": PACKAGED} if home == ASSETS else found.card
-    with torch.device("meta"):
-        unet = UNet(unet_config(found.card["unet"]))
-    unet = unet.to_empty(device="cpu")
-    load_into(unet, {k: v.float() for k, v in found.tensors.items()}, str(path))
-    return Model(
-        unet=unet.to(dtype or torch.float32).eval().requires_grad_(False),
-        codec=load_codec(card, home, dtype=dtype or torch.float32),
-        text=load_text_encoder(card, home),
+    extras = home / EXTRAS
+    vae = home / card["frozen"]["vae"]
+    return Source(
+        form="document" if found.path.is_file() else "export",
+        path=folder,
         card=found.card,
+        networks=found.networks,
         weights=found.weights,
+        file=found.path if found.path.is_file() else found.path / MODEL_FILE,
+        codec=lambda dtype: load_codec(card, home, dtype=dtype),
+        text=partial(load_text_encoder, card, home),
+        dtypes={
+            "unet": dtype_of(found.tensors),
+            "vae": dtype_of(open_tensors(vae)),
+            "text": files_dtype(card["text"]),
+        },
+        extras=open_tensors(extras) if extras.is_file() else {},
+        stated={k: found.card["objective"][k] for k in ("prediction", "schedule")},
     )
 
 
+def resolve(path: str | Path) -> Path:
+    """A file or folder on disk: the packaged model, a local path, or a copy from the hub."""
+    if str(path) == "tiny":
+        return ASSETS
+    local = Path(path).expanduser()
+    if local.exists():
+        return local
+    if re.fullmatch(HUB_ID, str(path)):
+        return download(str(path))
+    raise FileNotFoundError(f"{path} does not exist; give {KNOWN}")
+
+
 def find(path: str | Path, *, weights: str = "ema") -> Found:
-    """What a path holds, read but not built. Raises FileNotFoundError or ValueError."""
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights={weights!r}; allowed: {', '.join(WEIGHTS)}")
+    """What one of our own paths holds, whatever was trained. Raises as `load_model`."""
     folder = ASSETS if str(path) == "tiny" else Path(path)
     if not folder.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist; give tiny, a run folder, a .ckpt or a folder of weights"
-        )
+        raise FileNotFoundError(f"{path} does not exist; give {KNOWN}")
     if folder.is_file():
         return _from_document(folder, weights)
     if not (folder / "card.json").is_file():
         raise ValueError(
-            f"{folder} holds no card.json, so it is neither a run folder nor an export"
+            f"{folder} holds no card.json, so it is neither a run folder nor an export, and no "
+            f"model_index.json either; give {KNOWN}"
         )
     if (folder / "checkpoints").is_dir():
         newest = files.latest_valid(folder / "checkpoints")
         if newest is None:
             raise FileNotFoundError(f"{folder} holds no valid checkpoint yet")
         return _from_document(newest, weights)
-    return _from_export(folder, weights)
-
-
-def initial_weights(source: str, *, weights: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """UNet tensors for `init_from`, and where they come from (for the card).
-
-    Beside what `find` reads, a diffusers folder: unet/diffusion_pytorch_model.safetensors, whose
-    parameter names are ours.
-    """
-    folder = Path(source)
-    places = (folder / "unet" / DIFFUSERS_FILE, folder / DIFFUSERS_FILE)
-    unet = next((place for place in places if place.is_file()), None)
-    if unet is not None:
-        tensors, card, chosen = read_tensors(unet), {}, "raw"
-    else:
-        found = find(source, weights=weights)
-        if found.card["task"] != "diffusion":
-            raise ValueError(f"init_from={source} holds a {found.card['task']}, not a UNet")
-        tensors, card, chosen = found.tensors, found.card, found.weights
-    lineage = {
-        "source": source,
-        "weights": chosen,
-        "hash": files.tensors_hash(tensors),
-        "samples_seen": card.get("samples_seen"),
-    }
-    return tensors, lineage
-
-
-def network_weights(document: Mapping[str, Any], weights: str) -> tuple[dict[str, Tensor], str]:
-    """The trained network's tensors from a document, and which they are."""
-    prefix = {"diffusion": "unet.", "vae": "vae.", "clip": "pair."}[document["card"]["task"]]
-    state, chosen = document["state_dict"], "raw"
-    if weights == "ema" and document["ema"] is not None:
-        state, chosen = {**state, **document["ema"]["shadows"]}, "ema"
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, chosen
+    card = files.read_card(folder / "card.json")
+    networks = {card.get("weights", "raw"): open_tensors(folder / MODEL_FILE)}
+    return Found(card, networks, folder, choose(networks, weights, str(folder)))
 
 
 def save_export(
     folder: Path,
     card: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
+    tensors: Tensors,
     *,
     weights: str,
     dtype: torch.dtype,
@@ -151,28 +238,33 @@ def save_export(
     files.write_text(folder / "card.json", json.dumps(plain(kept), indent=1, ensure_ascii=False))
 
 
-def unet_config(fields: Mapping[str, Any]) -> UNetConfig:
-    """The config that `asdict` wrote; lists become tuples again."""
+def files_dtype(spec: Mapping[str, Any]) -> torch.dtype:
+    """The dtype that a text encoder's spec names."""
+    names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return names.get(str(spec.get("dtype")), torch.float32)
 
-    def tuples(value: Any) -> Any:
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
 
-    return UNetConfig(**{k: tuples(v) for k, v in fields.items()})
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a checkpoint of a run here; a damaged one named like it counts too."""
+    return path.suffix == ".ckpt" and is_document(path)
 
 
 def _from_document(path: Path, weights: str) -> Found:
     document = files.read(path.resolve())
     card = files.check_card(document.get("card"), str(path))
-    tensors, chosen = network_weights(document, weights)
-    return Found(card, tensors, path.resolve(), chosen)
+    prefix = PREFIXES[card["task"]]
+    state = document["state_dict"]
+    networks = {"raw": _part(state, prefix)}
+    if document["ema"] is not None:
+        averaged = {**state, **document["ema"]["shadows"]}
+        networks = {"ema": _part(averaged, prefix), **networks}
+    elif card.get("weights") == "ema":  # converted from a file with the averaged ones only
+        networks = {"ema": networks["raw"]}
+    return Found(card, networks, path.resolve(), choose(networks, weights, str(path)))
 
 
-def _from_export(folder: Path, weights: str) -> Found:
-    card = files.read_card(folder / "card.json")
-    stored = card.get("weights", "raw")
-    if stored != weights:
-        log.info("%s holds %s weights only; using them", folder, stored)
-    return Found(card, read_tensors(folder / MODEL_FILE), folder, stored)
+def _part(state: Tensors, prefix: str) -> Tensors:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def _frozen_home(path: Path, card: Mapping[str, Any]) -> Path:

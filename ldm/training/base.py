@@ -174,7 +174,9 @@ class TrainedModule(L.LightningModule):
         self.samples_seen = checkpoint["samples_seen"]
         if self.ema is not None and checkpoint["ema"] is not None:
             self.ema.load_state_dict(checkpoint["ema"])
-        steps = self.samples_seen // checkpoint["batch_size"]
+        steps = checkpoint["global_step"]
+        left = max(self.plan.total_samples - self.samples_seen, 0)  # perhaps of another batch size
+        self.trainer.fit_loop.epoch_loop.max_steps = steps + -(-left // self.plan.batch_size)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         done = steps * self.plan.accumulate  # micro-batches of *this* run (integration rule 2.3)
         for part in ("total", "current"):

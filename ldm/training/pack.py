@@ -18,8 +18,10 @@ from ldm import rng
 from ldm.data.reader import Reader
 from ldm.data.shards import read
 from ldm.data.source import Data
-from ldm.io.frozen import VAE_FILE, load_codec, load_into, vae_card, vae_config, write_tensors
+from ldm.io.configs import vae_config
+from ldm.io.frozen import VAE_FILE, load_codec, vae_card, write_tensors
 from ldm.io.load import find, save_export
+from ldm.io.source import copy_into
 from ldm.models.codec import Codec
 from ldm.models.text.clip import clip_text
 from ldm.models.text.tiny_clip import ClipPair
@@ -38,7 +40,7 @@ def pack_tokenizer(data: Data, out: Path, vocab_size: int) -> None:
 def pack_clip(pair: ClipPair, run: Path, out: Path) -> None:
     """Both towers of a clip run."""
     found = find(run, weights="ema")
-    load_into(pair, found.tensors, str(run))
+    copy_into(pair, found.tensors, str(run))
     pair.export(out / "clip")
 
 
@@ -47,7 +49,7 @@ def pack_vae(data: Data, run: Path, out: Path, count: int = 2048) -> Codec:
     found = find(run, weights="ema")
     vae = build_vae(vae_config(found.card["vae"]["config"]))
     assert isinstance(vae, AutoencoderKL)
-    load_into(vae, found.tensors, str(run))
+    copy_into(vae, found.tensors, str(run))
     mean, std = latent_statistics(vae, data, count)
     fold_normalisation(vae, mean, std)
     log.info("latents had mean %s, deviation %s", mean.tolist(), std.tolist())

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from ldm.io import checkpoint as files
+from ldm.training.resume import changes, refused
 
 log = logging.getLogger(__name__)
-# what may not change silently between the first step and a resumed one
-FIXED = ("task", "unet", "vae", "text", "objective", "seed", "batch_size", "data", "null")
-MOVABLE = {"source", "train", "val"}  # the same bytes may lie elsewhere by now; hashes tell
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Start:
 
 def find_start(run_dir: Path, resume: str | None, init_from: str | None) -> Start:
     """Resolves `resume`. Raises ValueError for a folder in use and for contradicting keys."""
-    if resume and init_from:
+    if resume and resume != "auto" and init_from:
         raise ValueError(
             f"resume={resume} and init_from={init_from} contradict each other: resume goes on with "
             "the same run, init_from starts a new one from weights; give one of them "
@@ -52,31 +51,52 @@ def find_start(run_dir: Path, resume: str | None, init_from: str | None) -> Star
         if path is None:
             log.info("resume=auto: no valid checkpoint in %s yet; starting", run_dir)
             return Start(None, 0)
+        _check_parent(path, init_from)
     else:
         path = Path(resume).resolve()
         if not path.is_file():
             raise ValueError(f"resume={resume} does not exist; give auto or a .ckpt of this run")
         if not files.is_valid(path):
             raise ValueError(f"resume={resume}: its hash does not fit its manifest; it is damaged")
+    if files.read(path).get("converted"):
+        raise ValueError(
+            f"{path} was converted from another format: it has weights, but no optimiser to go on "
+            f"with; init_from={run_dir} run_dir=… starts a new run from them"
+        )
     return Start(path, files.samples_of(path))
 
 
-def resume_problems(card: Mapping[str, Any], checkpoint: Path) -> list[str]:
-    """What differs between this configuration's card and the checkpoint's, for FIXED keys."""
-    old = files.check_card(files.read(checkpoint).get("card"), str(checkpoint))
-    before, now = old.get("total_samples"), card["total_samples"]
-    if before != now:
-        log.warning(
-            "max_samples was %s and is %s now: the learning rate's course changes", before, now
+def _check_parent(checkpoint: Path, init_from: str | None) -> None:
+    """The same command line starts a run and goes on with it: its init_from is the run's own."""
+    if init_from is None:
+        return
+    parent = files.read(checkpoint)["card"].get("parent") or {}
+    if parent.get("source") != init_from:
+        raise ValueError(
+            f"resume=auto goes on with a run that began from {parent.get('source') or 'no weights'}"
+            f", not from init_from={init_from}; leave init_from as it was, or give another run_dir"
         )
-    found = []
-    for key in FIXED:
-        for name, (before, now) in _differences(old.get(key), card.get(key), key):
-            found.append(
-                f"{name} was {before!r} in {checkpoint.name} and is {now!r} now; a resumed run "
-                "goes on as it was (init_from=... starts a new one from its weights)"
-            )
-    return found
+
+
+def resume_problems(
+    card: Mapping[str, Any], config: Mapping[str, Any], checkpoint: Path
+) -> list[str]:
+    """Unsafe differences to the run as it was that `allow` does not name; all are logged."""
+    old = files.check_card(files.read(checkpoint).get("card"), str(checkpoint))
+    found = changes(old, card, _config_of(checkpoint), config)
+    for change in found:
+        log.info("resuming: %s", change)
+    return refused(found, config["allow"])
+
+
+def _config_of(checkpoint: Path) -> dict[str, Any] | None:
+    """The configuration that the run was last started with; None when its folder has none."""
+    path = checkpoint.resolve().parent.parent / "config.yaml"
+    if not path.is_file():
+        log.warning("%s is missing: only the card can be compared with this configuration", path)
+        return None
+    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else None
 
 
 def write_folder(run_dir: Path, card: Mapping[str, Any], config: str, plan: str) -> None:
@@ -114,15 +134,3 @@ def is_main_process() -> bool:
     if "LOCAL_RANK" in os.environ:  # a child that Lightning started
         return int(os.environ["LOCAL_RANK"]) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
     return int(os.environ.get("SLURM_PROCID", 0)) == 0
-
-
-def _differences(old: Any, new: Any, path: str) -> list[tuple[str, tuple[Any, Any]]]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = sorted(set(old) | set(new))
-        return [
-            d
-            for k in keys
-            if k not in MOVABLE
-            for d in _differences(old.get(k), new.get(k), f"{path}.{k}")
-        ]
-    return [] if old == new else [(path, (old, new))]

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from ldm.io import checkpoint as files
-from ldm.io.frozen import load_into, read_tensors, write_tensors
-from ldm.io.load import find, initial_weights, load_model, save_export, unet_config
+from ldm.io.configs import unet_config
+from ldm.io.frozen import write_tensors
+from ldm.io.load import find, load_model, open_network, save_export
+from ldm.io.source import copy_into
 from ldm.models.unet import UNet
 
 
@@ -149,17 +151,22 @@ def test_nothing_that_is_named_in_a_card_is_executed(run_copy: Path) -> None:
 
 
 def test_weights_for_a_new_run_carry_their_lineage(finished_run: Path, tmp_path: Path) -> None:
-    tensors, lineage = initial_weights(str(finished_run), weights="raw")
-    assert lineage == {
+    network = open_network(str(finished_run), weights="raw")
+    newest = files.latest_valid(finished_run / "checkpoints")
+    assert newest is not None
+    assert network.lineage() == {
         "source": str(finished_run),
+        "form": "document",
+        "file": newest.name,
         "weights": "raw",
-        "hash": files.tensors_hash(find(finished_run, weights="raw").tensors),
+        "hash": files.file_hash(newest),
+        "name": "shapes",
         "samples_seen": 32,
     }
     file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
-    write_tensors(file, tensors)
+    write_tensors(file, network.tensors)
     for folder in (tmp_path, tmp_path / "unet"):
-        found, lineage = initial_weights(str(folder), weights="ema")
-        assert lineage["hash"] == files.tensors_hash(read_tensors(file))
+        found = open_network(str(folder))
+        assert found.lineage()["hash"] == files.file_hash(file)
         unet = UNet(unet_config(find(finished_run).card["unet"]))
-        load_into(unet, found, "test")
+        copy_into(unet, found.tensors, "test")

@@ -6,6 +6,7 @@ n captions, L tokens, D context width.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -27,6 +28,7 @@ from ldm.models.text.sources import (
 )
 from ldm.models.text.tokens import CaptionTokens, Tokens
 
+log = logging.getLogger(__name__)
 UNKNOWN = Origin("")  # parts that were put together by hand, or read from a single file
 
 
@@ -35,6 +37,7 @@ def clip_text(
     source: str,
     subfolder: str = "",
     revision: str = "main",
+    tokenizer: str = "",
     layers: int = 0,
     clip_skip: int = 1,
     pad_token: str = "",
@@ -43,11 +46,12 @@ def clip_text(
 ) -> ClipText:
     """A CLIP text encoder from a folder, a hub id or 'tiny' (the packaged one).
 
-    layers: keep only the first so many (0: all). pad_token "": the tokenizer's own.
+    tokenizer: its folder or hub id; "": the one beside the weights. layers: keep only the first so
+    many (0: all). pad_token "": the tokenizer's own.
     """
     origin = Origin(source, subfolder, revision)
     folder = weights_folder(origin)
-    vocabulary = tokenizer_folder(origin)
+    vocabulary = tokenizer_folder(Origin(tokenizer) if tokenizer else origin)
     config = CLIPTextConfig.from_pretrained(folder)
     return ClipText(
         model=clip_model(read_weights(folder), config, layers=layers, dtype=dtype_named(dtype)),
@@ -76,6 +80,7 @@ def clip_model(
         model = CLIPTextModel(config)
     values = {name: value.to(dtype) for name, value in first_layers(state, wanted).items()}
     model.load_state_dict(module_names(values, model), strict=True, assign=True)
+    log.info("text encoder: loaded %d/%d tensors", len(values), len(state))
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             assert name == "position_ids", f"unknown buffer {name}"  # the only one, not in files

@@ -22,6 +22,8 @@ WEIGHTS = "model.safetensors"
 WEIGHT_FILES = (
     WEIGHTS,
     f"{WEIGHTS}.index.json",
+    "model.fp16.safetensors",
+    "model.safetensors.index.fp16.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
@@ -77,11 +79,22 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         path = folder / name
         if not path.exists():
             continue
-        if not name.endswith("index.json"):
+        if ".index." not in name:
             return _read(path)
         shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        _check_shards(folder, shards, path)
         return {key: value for shard in shards for key, value in _read(folder / shard).items()}
     raise FileNotFoundError(f"no weights in {folder}: put one of {', '.join(WEIGHT_FILES)} there")
+
+
+def _check_shards(folder: Path, shards: list[str], index: Path) -> None:
+    """Raises ValueError for names that lead out of the folder, FileNotFoundError for gaps."""
+    outside = [name for name in shards if Path(name).name != name or "\\" in name]
+    if outside:
+        raise ValueError(f"{index} names {outside[:3]}; shards lie beside their index")
+    missing = [name for name in shards if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{index} names {missing}, which are missing; put them beside it")
 
 
 def write_weights(state: Mapping[str, Tensor], folder: Path) -> None:

@@ -49,7 +49,7 @@ class RunCheckpoint(Checkpoint):
             return
         seen, plan = pl_module.samples_seen, pl_module.plan
         stop = trainer.strategy.reduce_boolean_decision(self._signalled, all=False)
-        at_end = trainer.global_step >= plan.steps
+        at_end = seen >= plan.total_samples
         if stop or at_end or crossed(plan.save_every, seen - plan.batch_size, seen):
             self.save(trainer, pl_module)
         if stop:

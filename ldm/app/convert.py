@@ -1,0 +1,61 @@
+"""What does `convert` do with a model, and what does it show?"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ldm.check import missing_values, primary_problems, type_problem
+from ldm.cli import CONF, ConfigError
+from ldm.parts import raise_all
+
+log = logging.getLogger(__name__)
+Config = dict[str, Any]
+TYPES: dict[str, Any] = {
+    **dict.fromkeys(("with_ema", "verify", "overwrite"), bool),
+    "scale": float | None,
+    "size": int | None,
+}
+
+
+def convert(cfg: Config) -> int:
+    """Writes a model in another format. Returns 1 when what was written is not what was read."""
+    problems = primary_problems(cfg, CONF / "convert.yaml") + missing_values(cfg, "")
+    for key, hint in TYPES.items():
+        problems += type_problem(cfg[key], hint, key)
+    raise_all(problems)
+    from ldm.io import convert as conversions
+    from ldm.io.said import Hints
+
+    hints = Hints(**{k: cfg[k] for k in ("prediction", "schedule", "scale", "size", "tokenizer")})
+    options = ("input", "format", "weights", "dtype", "with_ema", "overwrite", "licence")
+    job = conversions.Conversion(
+        output=Path(cfg["output"]), hints=hints, **{k: cfg[k] for k in options}
+    )
+    console = Console()
+    try:
+        parts = conversions.convert(job)
+        lost = conversions.not_carried(parts, job.format)
+        if lost:
+            console.print(
+                f"{len(lost)} tensors that the model does not use have no place in a "
+                f"diffusers folder: {', '.join(lost[:3])}, …"
+            )
+        if not cfg["verify"]:
+            console.print(f"{job.output} is written, not verified", highlight=False, soft_wrap=True)
+            return 0
+        rows = conversions.verify(parts, job.output)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+    shown = conversions.table(rows)
+    report = Table(*shown[0], title=str(job.output))
+    for row in shown:
+        report.add_row(*(str(value) for value in row.values()))
+    console.print(report)
+    good = all(row.good for row in rows)
+    console.print("verified: what was read back is what was written" if good else "NOT equal")
+    return 0 if good else 1
