@@ -79,7 +79,7 @@ VALUES: list[tuple[Config, list[str]]] = [
     ({"models.text.source": "/nowhere/clip"}, ["/nowhere/clip", "config.json"]),
     ({"init_from": "/nowhere/run"}, ["/nowhere/run does not exist", "a .ckpt"]),
     ({"resume": "/nowhere/x.ckpt"}, ["resume=/nowhere/x.ckpt does not exist", "give auto"]),
-    ({"resume": "auto", "init_from": "tiny"}, ["resume=auto and init_from=tiny", "give one"]),
+    ({"resume": "x.ckpt", "init_from": "tiny"}, ["resume=x.ckpt and init_from=tiny", "give one"]),
     ({"models.unet.cross_attention_dim": 64}, ["cross_attention_dim=64", "set it to 128"]),
     ({"models.unet.out_channels": 3}, ["out_channels=3", "4 latent channels"]),
     ({"training.batch_size": "x"}, ["training.batch_size='x' is a str; allowed: int"]),
@@ -179,7 +179,7 @@ def test_a_folder_that_holds_another_run(refused: Refused, finished_run: Path) -
 def test_a_checkpoint_of_another_architecture(refused: Refused, finished_run: Path) -> None:
     wider = "models.unet.block_out_channels=[32,32]"
     text = refused("resume=auto", wider, "training.max_samples=64", run_dir=finished_run)
-    assert "unet.block_out_channels was [16, 32] in s000000032.ckpt and is [32, 32] now" in text
+    assert "unet.block_out_channels was [16, 32] and is [32, 32] now (unsafe: arch" in text
     assert "init_from=" in text
     path = finished_run / "checkpoints" / "s000000016.ckpt"
     assert "[16, 32]" in refused(f"resume={path}", wider)
@@ -202,10 +202,10 @@ def test_a_resumed_run_cannot_change_what_it_is(refused: Refused, finished_run: 
 def test_a_file_that_is_no_checkpoint(refused: Refused, tmp_path: Path) -> None:
     foreign = tmp_path / "sd.ckpt"
     torch.save({"state_dict": {}}, foreign)
-    assert "card format" in refused(f"init_from={foreign}")
+    assert "is a pickle without named tensors" in refused(f"init_from={foreign}")
     page = tmp_path / "vae.safetensors"
     page.write_bytes(b"<!DOCTYPE html>")
-    assert "not a safetensors file" in refused(f"models.vae_weights={page}")
+    assert "a web page (HTML)" in refused(f"models.vae_weights={page}")
     write_tensors(page, {"w": torch.zeros(2)})
     assert "another architecture" in refused(f"models.vae_weights={page}")
 

@@ -45,7 +45,7 @@ def _text(
         "text encoder": f"{card['text']['kind']}, null context {card['null']!r}",
         "sampling defaults": ", ".join(f"{k} {v}" for k, v in sampling.items()),
     }
-    head = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    head = {"pipeline_tag": "text-to-image"}
     if licence:
         head["license"] = licence
     lines = ["---", *(f"{k}: {v}" for k, v in head.items()), "---", "", f"# {name}", ""]

@@ -56,7 +56,7 @@ def test_fp16_weights_of_sd15(tmp_path: Path) -> None:
     def made(shape: tuple[int, ...]) -> Tensor:
         count = int(torch.Size(shape).numel())
         repeats = -(-count // len(random))
-        return random.repeat(repeats)[:count].reshape(shape)
+        return random[:count].repeat(repeats)[:count].clone().reshape(shape)
 
     shapes = sd15_shapes()
     save_file({k: made(s) for k, s in shapes.items()}, tmp_path / "sd15.safetensors")

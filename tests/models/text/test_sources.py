@@ -129,3 +129,19 @@ def test_no_pickle_is_executed(tmp_path):
     torch.save({"a": print}, tmp_path / "pytorch_model.bin")
     with pytest.raises(Exception, match=r"[Ww]eights.only"):
         read_weights(tmp_path)
+
+
+def test_shards_lie_beside_their_index(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    for names, error, words in (
+        (["../../etc/x.safetensors"], ValueError, "shards lie beside"),
+        (["a.safetensors", "b.safetensors"], FileNotFoundError, r"a\.safetensors.*b\.safe"),
+    ):
+        index.write_text(json.dumps({"weight_map": {str(i): n for i, n in enumerate(names)}}))
+        with pytest.raises(error, match=words):
+            read_weights(tmp_path)
+
+
+def test_a_half_precision_variant_is_read(tmp_path):
+    save_file({"w": torch.ones(2).half()}, tmp_path / "model.fp16.safetensors")
+    assert read_weights(tmp_path)["w"].dtype == torch.float16
