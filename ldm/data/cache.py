@@ -91,6 +91,23 @@ class ShardCache:
             )
         return copy
 
+    def file_beside(self, shard: str, name: str) -> Path | None:
+        """The file of this name in the folder of a shard, fetched anew if remote; None: none."""
+        if not is_remote(shard):
+            path = Path(shard).with_name(name)
+            return path if path.is_file() else None
+        if "://" not in shard:  # the output of a command has no folder
+            return None
+        parts = urlsplit(shard)
+        url = parts._replace(path=f"{parts.path.rpartition('/')[0]}/{name}").geturl()
+        copy = self.folder / "beside" / _local_name(url)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _fetch(url, copy)
+        except FileNotFoundError:
+            return None
+        return copy
+
     def _index_beside(self, shard: str, name: Path, fields: Sequence[str]) -> Stamp | None:
         """Take over the index file that lies beside a remote shard, if there is a usable one."""
         parts = urlsplit(shard)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ldm.data.captions import BadSampleError
 
-_FORMATS = ("JPEG", "PNG", "WEBP")
+FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNS = {  # EXIF orientation -> what shows the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -23,6 +23,7 @@ _TURNS = {  # EXIF orientation -> what shows the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 
 
 def decode(data: bytes, *, max_pixels: int) -> Image.Image:
@@ -34,9 +35,9 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ours is the limit that counts, and it is an error
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image.size, max_pixels)
-                turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+                turn = _turn(image)
                 rgb = _fast_jpeg(image, data) or _rgb(image)
                 return rgb if turn is None else rgb.transpose(turn)
     except BadSampleError:
@@ -45,6 +46,16 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
         raise BadSampleError(
             f"the image cannot be decoded: {type(error).__name__}: {error}"
         ) from None
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether width and height change places when the picture is shown upright."""
+    turn = _turn(image)
+    return turn is not None and turn in _ON_ITS_SIDE
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ldm import rng
 from ldm.data.captions import BadSampleError, Captions
-from ldm.data.collate import Example
+from ldm.data.collate import Example, collate
 from ldm.data.decode import decode
-from ldm.data.transforms import Transform
-
-IMAGE_EXTS = ("jpg", "jpeg", "png", "webp")
+from ldm.data.picture_size import PICTURE_EXTS
+from ldm.data.transforms import Pair, Transform
+from ldm.types import ImageBatch, Skipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,12 @@ class Examples:
     seed: int
     captions: Captions = field(default_factory=Captions)
     max_pixels: int = 100_000_000
-    image_exts: tuple[str, ...] = IMAGE_EXTS
+    image_exts: tuple[str, ...] = PICTURE_EXTS
 
     @property
     def exts(self) -> tuple[str, ...]:
         """The members that are needed."""
-        return (*self.image_exts, self.captions.ext)
+        return (*self.image_exts, *self.captions.exts)
 
     def draws(self, index: Tensor) -> NDArray[np.float32]:
         """The uniforms of these samples, all in one go: [B] int64 -> [B,5]."""
@@ -39,12 +39,25 @@ class Examples:
         return np.concatenate([self.transform.draws(self.seed, index), caption_u], axis=1)
 
     def make(
-        self, number: int, key: str, members: Mapping[str, bytes], draws: NDArray[np.float32]
+        self,
+        number: int,
+        key: str,
+        members: Mapping[str, bytes],
+        draws: NDArray[np.float32],
+        shape: Pair | None = None,
     ) -> Example:
-        """Sample `number` of the run from its members; BadSampleError when it cannot be used."""
-        caption = self.captions.choose(members, float(draws[4]))  # first: it costs less
+        """Sample `number` of the run from its members; BadSampleError when it cannot be used.
+
+        shape: (height, width) of its bucket; None: the square of the transform.
+        """
+        u = float(draws[4])
+        caption = self.captions.make(members, u, seed=self.seed, number=number)  # the cheaper part
         data = next((members[ext] for ext in self.image_exts if ext in members), None)
         if data is None:
             raise BadSampleError(f"no picture; the sample has {', '.join(sorted(members))}")
-        shown = self.transform.apply(decode(data, max_pixels=self.max_pixels), draws[:4])
-        return Example(number, key, caption, shown)
+        image = decode(data, max_pixels=self.max_pixels)
+        return Example(number, key, caption, self.transform.apply(image, draws[:4], shape))
+
+    def collate(self, examples: Sequence[Example], skipped: Sequence[Skipped] = ()) -> ImageBatch:
+        """Samples of one picture size -> ImageBatch."""
+        return collate(examples, skipped)

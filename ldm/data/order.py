@@ -112,7 +112,7 @@ class Order:
             ends = np.cumsum(self.sizes[shards])
             last = np.append(np.arange(self.group - 1, len(shards) - 1, self.group), -1)
             start = np.concatenate([[0], ends[last]])
-            _remember(self._layouts, epoch, _Layout(shards, ends, start), keep=2)
+            remember(self._layouts, epoch, _Layout(shards, ends, start), keep=2)
         return self._layouts[epoch]
 
     def _lane(self, epoch: int, group: int, lane: int, length: int) -> NDArray[np.int64]:
@@ -121,7 +121,7 @@ class Order:
             groups = -(-len(self.sizes) // self.group)
             number = (epoch * groups + group) * self.lanes + lane
             shuffled = rng.permutation(self.seed, "sample order", number, length).numpy()
-            _remember(self._lanes, key, shuffled, keep=2 * self.lanes)
+            remember(self._lanes, key, shuffled, keep=2 * self.lanes)
         return self._lanes[key]
 
     def __getstate__(self) -> dict[str, object]:
@@ -148,7 +148,7 @@ class Sequential:
         return epoch, shard, position - before
 
 
-def _remember(memory: OrderedDict[K, V], key: K, value: V, *, keep: int) -> None:
+def remember(memory: OrderedDict[K, V], key: K, value: V, *, keep: int) -> None:
     memory[key] = value
     if len(memory) > keep:
         memory.popitem(last=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -39,19 +39,22 @@ class Quarantine:
 
     def add(self, skipped: Iterable[Skipped]) -> int:
         """Take up the skipped samples of a batch; gives how many there were."""
+        met = list(skipped)
+        self.reasons.update(bad.reason.split(":")[0] for bad in met)
+        self.count += len(met)
+        self.list(met)
+        return len(met)
+
+    def list(self, skipped: Iterable[Skipped]) -> None:
+        """Write down samples without counting them: those that the index leaves out already."""
         fresh = []
-        added = 0
         for bad in skipped:
-            added += 1
-            self.reasons[bad.reason.split(":")[0]] += 1
             if (bad.shard, bad.key) not in self._known:
                 self._known.add((bad.shard, bad.key))
                 fresh.append(bad)
                 log.warning("sample left out: %s %s: %s", bad.shard, bad.key, bad.reason)
-        self.count += added
         if fresh and self.path is not None:
-            _append(self.path, [json.dumps(asdict(bad)) for bad in fresh])
-        return added
+            _append(self.path, fresh)
 
     def check(self, samples: int) -> None:
         """Stop the run when more than max_ratio of the `samples` read by this process were bad."""
@@ -66,24 +69,32 @@ class Quarantine:
         )
 
 
-def _append(path: Path, lines: list[str]) -> None:
+def _append(path: Path, fresh: Iterable[Skipped]) -> None:
+    """Add those samples that no other rank has written meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # a crash cut the last line short: do not write on in it
-                lines = ["", *lines]
-        file.write("\n".join([*lines, ""]).encode())
+        fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+        file.seek(0)
+        written = file.read()
+        known = _listed(written)
+        lines = [json.dumps(asdict(b)) for b in fresh if (b.shard, b.key) not in known]
+        if written and not written.endswith(b"\n"):  # cut short by a crash: do not write on in it
+            lines = ["", *lines]
+        file.write("".join(f"{line}\n" for line in lines).encode())
 
 
 def _read(path: Path | None) -> set[tuple[str, str]]:
-    """The samples that a file lists already; a last line cut short by a crash is passed over."""
+    """The samples that a file lists already."""
+    return _listed(path.read_bytes()) if path is not None and path.is_file() else set()
+
+
+def _listed(data: bytes) -> set[tuple[str, str]]:
+    """The samples in the lines of a file; one cut short by a crash is passed over."""
     known = set()
-    if path is not None and path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-                known.add((str(entry["shard"]), str(entry["key"])))
-            except (ValueError, KeyError, TypeError):
-                continue
+    for line in data.decode("utf-8", "replace").splitlines():
+        try:
+            entry = json.loads(line)
+            known.add((str(entry["shard"]), str(entry["key"])))
+        except (ValueError, KeyError, TypeError):
+            continue
     return known

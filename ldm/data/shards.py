@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from ldm.data import table as tables
 from ldm.data.cache import ShardCache, default_cache_dir
 from ldm.data.captions import BadSampleError, Captions
-from ldm.data.examples import IMAGE_EXTS
 from ldm.data.filters import Rule, Tally
 from ldm.data.locate import expand, is_remote
+from ldm.data.picture_size import PICTURE_EXTS
 from ldm.data.table import Stamp, Table
 from ldm.types import Skipped
 
@@ -65,6 +65,12 @@ class ShardIndex:
         table = tables.loaded(self.tables[shard], self.stamps[shard])
         return table, n if rows is None else int(rows[n])
 
+    def used_rows(self, shard: int) -> Rows:
+        """The rows in its table of the used samples of a shard. [sizes[shard]]"""
+        rows = self.rows[shard]
+        size = self.sizes[shard]
+        return np.arange(size, dtype=np.int32) if rows is None else rows[:size]
+
     def key(self, shard: int, n: int) -> str:
         """The key of a sample."""
         table, row = self.place(shard, n)
@@ -74,20 +80,26 @@ class ShardIndex:
 def build_index(
     shards: Sequence[str],
     *,
-    image_exts: Sequence[str] = IMAGE_EXTS,
+    holding: Sequence[str] = PICTURE_EXTS,
     captions: Captions = Captions(),
     rules: Sequence[Rule] = (),
+    columns: Sequence[str] = (),
     cache: ShardCache | None = None,
 ) -> ShardIndex:
-    """Count and locate the samples that have a picture and a caption and pass `rules`."""
+    """Count and locate the samples that have a picture and a caption and pass `rules`.
+
+    holding: extensions of which a sample has one (pictures, or cached latents instead). columns:
+    what the index files are to hold beside the json fields of the rules.
+    """
     started = time.monotonic()
     cache = cache or ShardCache(folder=default_cache_dir())
-    fields = sorted({name for rule in rules for name in rule.fields})
+    fields = sorted({*columns, *(name for rule in rules for name in rule.fields)})
 
     found = _index_files(shards, fields, cache)
-    needs = {"picture": tuple(image_exts)}
+    what = "picture" if tuple(holding) == PICTURE_EXTS else "latent"
+    needs = {what: tuple(holding)}
     if not captions.optional:
-        needs["caption"] = (captions.ext,)
+        needs["caption"] = captions.exts
     dropped: list[Skipped] = []
     tally = Tally(rules)
     rows = []
@@ -129,12 +141,12 @@ def read(
     }
 
 
-def split_validation(index: ShardIndex) -> tuple[ShardIndex, ShardIndex]:
-    """(train, validation): the last 1 % of the samples, 1 … 512 of them, are kept out."""
+def split_validation(index: ShardIndex, most: int = 512) -> tuple[ShardIndex, ShardIndex]:
+    """(train, validation): the last 1 % of the samples, 1 … `most` of them, are kept out."""
     total = len(index)
     if total < 2:
         raise ValueError(f"{total} samples cannot be split into train and validation; add shards")
-    held_out = max(1, min(total // 100, 512))
+    held_out = max(1, min(total // 100, most))
     train_rows, val_rows = list(index.rows), list(index.rows)
     train_sizes, val_sizes = list(index.sizes), [0] * len(index.sizes)
     left = held_out
@@ -236,7 +248,9 @@ def _nothing_message(shard: str, table: Table, what: str, exts: tuple[str, ...])
     found = ", ".join(f".{ext}" for ext in table.exts)
     advice = {
         "caption": "put the text there, or say data.caption_key=FIELD for a field of .json",
-        "picture": "webdataset shards hold one picture a sample (data/README.md)",
+        "picture": "webdataset shards hold one picture a sample (data/README.md); for cached "
+        "latents say data.format=latents",
+        "latent": "data.format=latents reads cached latents (data/README.md), images pictures",
     }
     return (
         f"{shard}: none of its {len(table)} samples has a {what} ({_dotted(exts)}); "

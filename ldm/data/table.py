@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldm.data import tarwalk
+from ldm.data.picture_size import LATENT_SIZE, PICTURE_SIZE, latent_size, picture_size
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ class Table:
     first: [n+1], the members of sample i are first[i]:first[i+1]; ext: [m] number of the extension
     in `exts`; offset, length: [m] bytes; keys: UTF-8 bytes of all keys, key_end: [n].
     columns_json: the bytes of {json field: [n] values, None where a sample has none} for `fields`,
-    those asked for so far.
+    those asked for so far; PICTURE_SIZE and LATENT_SIZE among them are
+    [width, height].
     """
 
     stamp: Stamp
@@ -181,15 +183,20 @@ def _consistent(table: Table) -> bool:
 
 
 def _with_columns(table: Table, shard: Path, fields: Sequence[str]) -> Table:
-    """The table with the values of these json fields, read from the shard's json members."""
+    """The table with the values of these json fields, and picture sizes where asked for."""
     names = tuple(sorted({*fields, *table.fields}))
     if names == table.fields:
         return table
     columns: dict[str, list[object]] = {name: [] for name in names}
     with shard.open("rb") as file:
         for n in range(len(table)):
-            place = table.members(n).get("json")
+            members = table.members(n)
+            place = members.get("json")
             values = {} if place is None else record(os.pread(file.fileno(), place[1], place[0]))
+            if PICTURE_SIZE in columns:
+                values[PICTURE_SIZE] = picture_size(values, members, file.fileno())
+            if LATENT_SIZE in columns:
+                values[LATENT_SIZE] = latent_size(members, file.fileno())
             for name in names:
                 columns[name].append(values.get(name))
     return replace(table, fields=names, columns_json=_as_bytes(columns))

@@ -1,4 +1,4 @@
-"""How does a picture of any size become pixels of one size?"""
+"""How does a picture of any size become pixels of the size wanted?"""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """Resize the shorter side to `size`, crop, flip.
+    """Resize to cover `size` x `size` (or the shape asked for), crop, flip; the aspect is kept.
 
-    max_zoom: the shorter side is resized to size * u instead, u uniform in [1, max_zoom], never
-    above its native size. A picture that has the right size already is not resampled.
+    max_zoom: the side that fits exactly is resized to u times that instead, u uniform in
+    [1, max_zoom], never above its native size. A picture that has the right size already is not
+    resampled.
     """
 
     size: int
@@ -55,38 +56,44 @@ class Transform:
         """What chance decides for these samples: [B,4] uniforms (top, left, flip, zoom)."""
         return rng.uniform(seed, "transform", index, (4,)).numpy()
 
-    def apply(self, image: Image.Image, draws: NDArray[np.float32]) -> Shown:
-        """The picture at the size wanted. draws: [4] of this sample."""
+    def apply(
+        self, image: Image.Image, draws: NDArray[np.float32], shape: Pair | None = None
+    ) -> Shown:
+        """The picture at `shape` (height, width), by default the square. draws: [4] of it."""
         top_u, left_u, flip_u, zoom_u = (float(u) for u in draws)
-        width, height = image.size
-        shorter = self._shorter(min(width, height), zoom_u)
-        resized = _scaled((height, width), shorter)
-        spare = (resized[0] - self.size, resized[1] - self.size)
+        native = (image.size[1], image.size[0])
+        shape = shape or (self.size, self.size)
+        resized = self._covering(native, shape, zoom_u)
+        spare = (resized[0] - shape[0], resized[1] - shape[1])
         if self.crop == "random":
             top, left = int(top_u * (spare[0] + 1)), int(left_u * (spare[1] + 1))
         else:
             top, left = spare[0] // 2, spare[1] // 2
-        pixels = self._cut(image, resized, (top, left))
+        pixels = _cut(image, resized, (top, left), shape)
         if flip_u < self.flip:
             pixels = pixels[:, ::-1]
-        return Shown(pixels, (height, width), (top, left))
+        return Shown(pixels, native, (top, left))
 
-    def _shorter(self, native: int, zoom_u: float) -> int:
-        wanted = round(self.size * (1.0 + zoom_u * (self.max_zoom - 1.0)))
-        return max(self.size, min(wanted, native))
+    def _covering(self, native: Pair, shape: Pair, zoom_u: float) -> Pair:
+        """(height, width) of the resized picture: `shape` fits in, one side exactly at zoom 1."""
+        tight = 0 if shape[0] * native[1] >= shape[1] * native[0] else 1  # the side that fits
+        wanted = round(shape[tight] * (1.0 + zoom_u * (self.max_zoom - 1.0)))
+        scale = max(shape[tight], min(wanted, native[tight])) / native[tight]
+        return max(shape[0], round(native[0] * scale)), max(shape[1], round(native[1] * scale))
 
-    def _cut(self, image: Image.Image, resized: Pair, corner: Pair) -> NDArray[np.uint8]:
-        """The crop of the resized picture: [size,size,3]."""
-        width, height = image.size
-        (top, left), size = corner, self.size
-        if resized == (height, width):
-            return np.asarray(image)[top : top + size, left : left + size]
-        # only the crop is resampled: the same pixels as resize-then-crop, and a very long picture
-        # cannot grow a very large one. Pillow widens its filter when it shrinks (antialiasing).
-        x_scale, y_scale = width / resized[1], height / resized[0]
-        box = (left * x_scale, top * y_scale, (left + size) * x_scale, (top + size) * y_scale)
-        box = (*box[:2], min(box[2], width), min(box[3], height))  # rounding may pass the edge
-        return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
+
+def _cut(image: Image.Image, resized: Pair, corner: Pair, shape: Pair) -> NDArray[np.uint8]:
+    """The crop of the resized picture: [*shape,3]."""
+    width, height = image.size
+    (top, left), (tall, wide) = corner, shape
+    if resized == (height, width):
+        return np.asarray(image)[top : top + tall, left : left + wide]
+    # only the crop is resampled: the same pixels as resize-then-crop, and a very long picture
+    # cannot grow a very large one. Pillow widens its filter when it shrinks (antialiasing).
+    x_scale, y_scale = width / resized[1], height / resized[0]
+    box = (left * x_scale, top * y_scale, (left + wide) * x_scale, (top + tall) * y_scale)
+    box = (*box[:2], min(box[2], width), min(box[3], height))  # rounding may pass the edge
+    return np.asarray(image.resize((wide, tall), Image.Resampling.LANCZOS, box=box))
 
 
 def to_pixels(pictures: list[NDArray[np.uint8]]) -> Tensor:
@@ -94,9 +101,3 @@ def to_pixels(pictures: list[NDArray[np.uint8]]) -> Tensor:
     stacked = torch.from_numpy(np.stack(pictures))  # [B,H,W,3]
     planar = stacked.permute(0, 3, 1, 2).contiguous()  # -> [B,3,H,W]
     return planar.to(torch.float32).div_(127.5).sub_(1.0)
-
-
-def _scaled(size: Pair, shorter: int) -> Pair:
-    """(height, width) with its shorter side at `shorter`, its aspect ratio kept."""
-    scale = shorter / min(size)
-    return max(shorter, round(size[0] * scale)), max(shorter, round(size[1] * scale))

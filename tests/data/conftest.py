@@ -87,3 +87,38 @@ def three_shards(tmp_path: Path, write_shard: Callable[..., Path]) -> list[str]:
         str(write_shard(tmp_path / "shards" / f"{name}.tar", size, prefix=name))
         for name, size in sizes.items()
     ]
+
+
+@pytest.fixture
+def npy() -> Callable[..., bytes]:
+    """The npy file of an array, float16 unless told."""
+
+    def make(array: np.ndarray, dtype: type = np.float16) -> bytes:
+        buffer = io.BytesIO()
+        np.save(buffer, array.astype(dtype))
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def write_latents(
+    write_shard: Callable[..., Path], npy: Callable[..., bytes]
+) -> Callable[..., Path]:
+    """A shard of cached moments [8,4,6] whose values depend on prefix and number."""
+
+    def write(
+        path: Path,
+        count: int,
+        *,
+        prefix: str = "s",
+        extra: Callable[[int], Members] = lambda n: {},
+        shape: tuple[int, ...] = (8, 4, 6),
+    ) -> Path:
+        def members(n: int) -> Members:
+            values = np.random.default_rng([ord(prefix[0]), n]).standard_normal(shape)
+            return {"png": b"", "moments.npy": npy(values), **extra(n)}
+
+        return write_shard(path, count, prefix=prefix, extra=members)
+
+    return write

@@ -37,6 +37,27 @@ def test_each_sample_is_listed_once_and_counted_always(
     assert "b.tar k1: the caption is empty" in caplog.text
 
 
+def test_what_is_only_listed_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "quarantine.jsonl"
+    quarantine = Quarantine(path, max_ratio=0.0)
+    quarantine.list(BAD)
+    quarantine.list(BAD)
+    assert quarantine.count == 0
+    quarantine.check(1)
+    assert len(path.read_text().splitlines()) == 30
+
+
+def test_ranks_that_write_one_file_list_a_sample_once(tmp_path: Path) -> None:
+    path = tmp_path / "quarantine.jsonl"
+    ranks = [Quarantine(path), Quarantine(path)]  # both begin with an empty file
+    for quarantine in ranks:
+        quarantine.list(BAD[:3])
+        quarantine.add(BAD[2:5])
+    keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
+    assert keys == ["k0", "k1", "k2", "k3", "k4"]
+    assert [quarantine.count for quarantine in ranks] == [3, 3]
+
+
 def test_nothing_bad_writes_nothing(tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path / "q.jsonl")
     quarantine.add([])

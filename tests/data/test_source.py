@@ -13,10 +13,12 @@ import yaml
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from ldm.data.buckets import Buckets
 from ldm.data.reader import Reader
 from ldm.data.settings import DataConfig, TrainSource, ValSource
 from ldm.data.source import Data, open_data
 from ldm.data.stream import StreamReader
+from ldm.data.tags import Tags
 
 Write = Callable[..., Path]
 CONF = Path(__file__).parents[2] / "conf" / "data"
@@ -39,14 +41,21 @@ def test_config_files_say_everything(path: Path) -> None:
     node = yaml.safe_load(path.read_text())
     assert node["_target_"] == "ldm.data.settings.DataConfig"
     assert set(node) - {"_target_"} == {field.name for field in fields(DataConfig)}
-    for part, cls in (("train", TrainSource), ("val", ValSource)):
+    parts = {"train": TrainSource, "val": ValSource, "buckets": Buckets, "tags": Tags}
+    if path.stem == "mixture":
+        assert node["train"] == "???"  # a list, which only the user can give
+        del parts["train"]
+    for part, cls in parts.items():
         assert set(node[part]) - {"_target_"} == {field.name for field in fields(cls)}
-    chosen = {"train", "val", "size", "num_workers", "_target_"}
+        assert node[part]["_target_"] == f"{cls.__module__}.{cls.__qualname__}"
+    for part, cls in (("buckets", Buckets), ("tags", Tags)):
+        assert cls(**{k: v for k, v in node[part].items() if k != "_target_"}) == cls()
+    chosen = {*parts, "train", "size", "num_workers", "_target_"}
     plain = DataConfig(train=TrainSource(shards="x"))
     for name in set(node) - chosen:
         assert node[name] == getattr(plain, name), name
     lines = [line for line in path.read_text().splitlines()[1:] if "_target_" not in line]
-    lines = [line for line in lines if line.rstrip() not in ("train:", "val:")]
+    lines = [line for line in lines if line.rstrip(":") not in parts]
     assert all(re.search(r"  # \[[^\]]+\] \w+", line) for line in lines)
 
 
@@ -153,3 +162,30 @@ def test_all_problems_of_a_config_are_said_at_once() -> None:
 def test_stream_mode_needs_validation_shards() -> None:
     with pytest.raises(ValueError, match=r"give data\.val\.shards"):
         config("pipe:x", mode="stream")
+
+
+def test_caption_tools_reach_training_and_spare_validation(
+    tmp_path: Path, write_shard: Write
+) -> None:
+    shard = write_shard(
+        tmp_path / "a.tar", 8, extra=lambda n: {"txt": b"x, y, z", "alt.txt": b"x, w"}
+    )
+    node = {
+        "caption_key": [".txt", ".alt.txt"],
+        "tags": Tags(shuffle=True, dropout=0.3, keep_first=1),
+        "templates": ["a {}", "the {}"],
+    }
+    data = open_data(config(str(shard), num_workers=0, **node), seed=0)
+    loader = data.train_loader(micro_batch=100, rank=0, world=1, start=0, pin_memory=False)
+    seen = set(next(iter(loader)).captions)
+    assert {"a x, y, z", "the x, z, y", "the x", "a x, w"} <= seen
+    assert all(re.fullmatch(r"(a|the) x(, [yzw])*", text) for text in seen)
+    (batch,) = data.val_loader(batch_size=4, limit=0, rank=0, world=1)
+    assert batch.captions[0] in ("a x, y, z", "a x, w")
+
+
+def test_all_caption_problems_are_said_at_once() -> None:
+    with pytest.raises(ValueError, match=r"data\.tags\.dropout") as caught:
+        config("x", tags=Tags(dropout=2.0, keep_first=-1), templates=["a"], caption_key=["", "b"])
+    for part in ("keep_first=-1", "data.templates has 'a'", "data.caption_key=['', 'b']"):
+        assert part in str(caught.value)

@@ -86,7 +86,7 @@ def test_flip_is_a_mirror_with_its_probability() -> None:
 )
 def test_zoom_never_goes_above_the_native_size(native: int, zoom_u: float, shorter: int) -> None:
     transform = Transform(size=16, crop="random", max_zoom=3.0)
-    assert transform._shorter(native, zoom_u) == shorter
+    assert transform._covering((native, native), (16, 16), zoom_u) == (shorter, shorter)
     shown = transform.apply(picture(native, 2 * native), draws(0.999, 0.999, zoom=zoom_u))
     assert shown.pixels.shape == (16, 16, 3)
     assert shown.crop == (shorter - 16, 2 * shorter - 16)
@@ -125,3 +125,43 @@ def test_all_problems_are_said_at_once() -> None:
     text = str(caught.value)
     for part in ("crop='middle'", "center, random", "flip=2.0", "max_zoom=0.5"):
         assert part in text
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (24, 16), (8, 40), (16, 16)])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (50, 90), (333, 127), (9, 21), (16, 24)])
+def test_a_bucket_is_covered_and_the_aspect_kept(
+    shape: tuple[int, int], height: int, width: int
+) -> None:
+    """The resized picture touches the bucket on one side and stands over on the other."""
+    image = picture(height, width)
+    for crop in ("center", "random"):
+        transform = Transform(size=16, crop=crop)
+        shown = transform.apply(image, draws(top=0.8, left=0.3), shape)
+        resized = transform._covering((height, width), shape, 0.0)
+        assert shown.pixels.shape == (*shape, 3)
+        assert resized[0] == shape[0] or resized[1] == shape[1]
+        assert resized[0] >= shape[0]
+        assert resized[1] >= shape[1]
+        assert abs(resized[0] / height * width - resized[1]) <= max(1.0, width / height) / 2 + 0.5
+        whole = image.resize(resized[::-1], Image.Resampling.LANCZOS)
+        top, left = shown.crop
+        expected = np.asarray(whole)[top : top + shape[0], left : left + shape[1]].astype(int)
+        assert np.abs(shown.pixels.astype(int) - expected).max() <= 1  # as above
+
+
+def test_the_crop_of_a_bucket_is_central_or_by_chance() -> None:
+    image = picture(32, 96)
+    assert Transform(size=16).apply(image, draws(), (32, 64)).crop == (0, 16)
+    for u, left in ((0.0, 0), (0.5, 16), (0.9999, 32)):
+        shown = Transform(size=16, crop="random").apply(image, draws(left=u), (32, 64))
+        assert shown.crop == (0, left)
+
+
+def test_zoom_and_flip_act_on_buckets_too() -> None:
+    image = picture(64, 96)
+    transform = Transform(size=16, crop="random", max_zoom=2.0)
+    assert transform._covering((64, 96), (16, 24), 0.5) == (24, 36)
+    assert transform._covering((20, 30), (16, 24), 1.0) == (20, 30)  # its native size
+    straight = Transform(size=16).apply(image, draws(), (16, 24)).pixels
+    flipped = Transform(size=16, flip=1.0).apply(image, draws(), (16, 24)).pixels
+    assert np.array_equal(flipped, straight[:, ::-1])
