@@ -36,8 +36,9 @@ check: install  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict ldm/diffusion ldm/sampling
 
-bench: install  ## our training step beside diffusers'
+bench: install  ## our training step and sampling beside diffusers'
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/sample.py
 
 clean:  ## removes caches, not runs or data
 	rm -rf .pytest_cache .ruff_cache .mypy_cache

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from ldm.io.compvis import TEXT, bert_names
-from ldm.io.detect import clip_heads
+from ldm.io.detect import clip_heads, compvis_bert_config
 from ldm.io.reading import TensorFile
-from ldm.io.source import Renamed, Shape, stream
+from ldm.io.source import Renamed, stream
 from ldm.models.text import vocabularies
 from ldm.models.text.assemble import bert_from_weights, clip_from_weights, shapeless
 from ldm.models.text.base import TextEncoder
-from ldm.models.text.bert import BertText, LDMBertConfig
+from ldm.models.text.bert import BertText
 from ldm.models.text.clip import ClipText
 from ldm.models.text.keys import PREFIX
 from ldm.models.text.openclip import SD2_LAYERS, SD2_PAD, from_open_clip, to_open_clip
@@ -36,8 +36,6 @@ OPENCLIP = TEXT + "model."
 OPTIONS, TOKENIZER = "ldm.text", "ldm.tokenizer"  # metadata of our own files
 POSITIONS = "embeddings.position_ids"
 BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.")
-PAIR = re.compile(r"transformer\.attn_layers\.layers\.(\d+)\.")
-HEAD_DIM = 64
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def is_openclip(text: TextEncoder) -> bool:
 
 def _bert(file: TensorFile) -> TextPart:
     shapes = {k.removeprefix(TEXT): s for k, s in file.shapes().items() if k.startswith(TEXT)}
-    config = bert_config(shapes)
+    config = compvis_bert_config(shapes)
     names = {ours: TEXT + theirs for ours, theirs in bert_names(config).items()}
     tensors = Renamed(file, {ours: full for ours, full in names.items() if full in file})
 
@@ -127,23 +125,6 @@ def _bert(file: TensorFile) -> TextPart:
         return bert_from_weights(state, config, origin=Origin(str(file.path)))
 
     return TextPart("bert", config.width, tensors, frozenset(names.values()), build)
-
-
-def bert_config(shapes: Mapping[str, Shape]) -> LDMBertConfig:
-    """The sizes of an LDM-BERT from its file's shapes; heads are 64 wide, as in every one."""
-    vocab_size, width = shapes["transformer.token_emb.weight"]
-    layer = "transformer.attn_layers.layers.{}.1.{}.weight"
-    inner = shapes[layer.format(0, "to_q")][0]
-    pairs = [int(match[1]) for name in shapes if (match := PAIR.match(name))]
-    return LDMBertConfig(
-        vocab_size=vocab_size,
-        max_tokens=shapes["transformer.pos_emb.emb.weight"][0],
-        width=width,
-        num_layers=(max(pairs) + 1) // 2,
-        num_heads=max(inner // HEAD_DIM, 1),
-        head_dim=min(HEAD_DIM, inner),
-        ff_width=shapes[layer.format(1, "net.0.0")][0],
-    )
 
 
 def _openclip(

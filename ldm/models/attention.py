@@ -5,6 +5,9 @@ B batch, L positions that ask, M positions that are looked at, N heads, D head w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,11 +75,34 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_width, width, bias=False)
         self.to_out = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout))
 
-    def forward(self, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
-        # three modules, each called: adapters hook them one by one
-        q_BLC, k_BMC, v_BMC = self.to_q(x), self.to_k(context), self.to_v(context)
+    def project(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a context, [B,M,C] each."""
+        return self.to_k(context), self.to_v(context)  # called as modules: adapters hook them
+
+    def forward(self, x: Tensor, context: Tensor | TextKeys, bias: Tensor | None = None) -> Tensor:
+        q_BLC = self.to_q(x)
+        if isinstance(context, TextKeys):
+            k_BMC, v_BMC = context.of(self)
+        else:
+            k_BMC, v_BMC = self.project(context)
         out_BLC = attend(q_BLC, k_BMC, v_BMC, heads=self.heads, bias=bias, upcast=self.upcast)
         return self.to_out(out_BLC)
+
+
+@dataclass(frozen=True, eq=False)
+class TextKeys:
+    """What one network makes of one text: keys and values [B,M,C] of each attention to it.
+
+    They hold as long as the weights and adapters do. mask: [B,M] bool, or None (all).
+    """
+
+    pairs: Mapping[Attention, tuple[Tensor, Tensor]]
+    mask: Tensor | None
+
+    def of(self, attention: Attention) -> tuple[Tensor, Tensor]:
+        if attention not in self.pairs:
+            raise ValueError("TextKeys of another network; give what this one's project() returns")
+        return self.pairs[attention]
 
 
 class GEGLU(nn.Module):
@@ -128,7 +154,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width, dropout)
 
-    def forward(self, x: Tensor, context: Tensor | None, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | TextKeys | None, bias: Tensor | None) -> Tensor:
         h = self.norm1(x)
         x = x + self.attn1(h, h)
         if self.attn2 is not None and self.norm2 is not None:
@@ -166,7 +192,9 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, context: Tensor | None, bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | TextKeys | None, bias: Tensor | None = None
+    ) -> Tensor:
         h = self.norm(x)
         if self.linear:
             h_BLC = self.proj_in(_positions(h))

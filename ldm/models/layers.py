@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 Item = TypeVar("Item")
 
 
-def run(module: nn.Module, *inputs: Tensor | None, checkpointing: bool) -> Tensor:
+def run(module: nn.Module, *inputs: object, checkpointing: bool) -> Tensor:
     """module(*inputs); with checkpointing its activations are computed again in the backward."""
     if checkpointing and torch.is_grad_enabled():
         return checkpoint(module, *inputs, use_reentrant=False)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.models.attention import MASKED, SpatialTransformer
+from ldm.models.attention import MASKED, SpatialTransformer, TextKeys, TransformerBlock
 from ldm.models.layers import TimeEmbedding, as_tuple, group_problems, raise_all, time_features
 from ldm.models.resnet import ResnetBlock
 from ldm.models.unet_blocks import Condition, DownBlock, LevelShape, MidBlock, UpBlock
@@ -114,11 +114,31 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
         initialise(self)
 
+    def project(self, context: Tensor, mask: Tensor | None = None) -> TextKeys:
+        """What `forward` takes in place of a context and its mask, for a text met many times."""
+        _check_context(self.config, context)
+        pairs = {
+            module.attn2: module.attn2.project(context)
+            for module in self.modules()
+            if isinstance(module, TransformerBlock) and module.attn2 is not None
+        }
+        return TextKeys(pairs, mask)
+
     def forward(
-        self, x: Tensor, t: Tensor, context: Tensor | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor | TextKeys | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """mask: [B,L] bool, True = attend to this text position; None = to all."""
-        _check_inputs(self.config, x, context)
+        """mask: [B,L] bool, True = attend to this text position; None = to all.
+
+        context: also as the keys that `project` made of it, which hold its mask too.
+        """
+        _check_channels(self.config, x)
+        _check_context(self.config, context, mask)
+        if isinstance(context, TextKeys):
+            mask = context.mask
         features = time_features(t.expand(x.shape[0]), self.config.block_out_channels[0])
         time = F.silu(self.time_embedding(features.to(x.dtype)))
         cond = Condition(time, context, None if mask is None else _bias(mask, x.dtype))
@@ -157,18 +177,26 @@ def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return (~mask.bool()).to(dtype)[:, None, None, :] * MASKED
 
 
-def _check_inputs(config: UNetConfig, x: Tensor, context: Tensor | None) -> None:
+def _check_channels(config: UNetConfig, x: Tensor) -> None:
     if x.shape[1] != config.in_channels:
         raise ValueError(
             f"x has {x.shape[1]} channels, in_channels={config.in_channels}"
             + ("; give Conditioning.concat" if x.shape[1] < config.in_channels else "")
         )
+
+
+def _check_context(
+    config: UNetConfig, context: Tensor | TextKeys | None, mask: Tensor | None = None
+) -> None:
     width = config.cross_attention_dim
     if width is None:
         if context is not None:
             raise ValueError("a context for a network with cross_attention_dim=None; give None")
     elif context is None:
         raise ValueError(f"no context; this network needs one of width {width}")
+    elif isinstance(context, TextKeys):
+        if mask is not None:
+            raise ValueError("a mask beside TextKeys, which hold their own; give it to project()")
     elif context.shape[-1] != width:
         raise ValueError(
             f"a context of width {context.shape[-1]}, cross_attention_dim={width}: another text "

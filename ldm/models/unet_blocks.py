@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ldm.models.attention import SpatialTransformer
+from ldm.models.attention import SpatialTransformer, TextKeys
 from ldm.models.layers import Downsample, Upsample, run
 from ldm.models.resnet import ResnetBlock
 
@@ -58,10 +58,13 @@ class LevelShape:
 
 @dataclass(frozen=True)
 class Condition:
-    """What every block of one forward is told. time [B,T] after its SiLU; context [B,M,D]."""
+    """What every block of one forward is told.
+
+    time [B,T] after its SiLU; context [B,M,D], or its keys and values; bias [B,1,1,M].
+    """
 
     time: Tensor
-    context: Tensor | None
+    context: Tensor | TextKeys | None
     bias: Tensor | None
 
 

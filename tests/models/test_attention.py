@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from ldm.models.attention import GEGLU, MASKED, attend
+from ldm.models.attention import GEGLU, MASKED, Attention, TextKeys, attend
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None) -> Tensor:
@@ -78,6 +78,16 @@ def test_upcast_survives_scores_beyond_fp16() -> None:
     exact = attend(q.double(), k.double(), v.double(), heads=1)
     assert got.dtype == torch.float16
     assert_close(got.double(), exact, rtol=1e-3, atol=1e-3)  # fp16 has 11 bits
+
+
+def test_known_keys_and_values_stand_for_their_context() -> None:
+    torch.manual_seed(0)
+    layer, other = (Attention(24, heads=3, context_width=7) for _ in range(2))
+    x, context = torch.randn(2, 6, 24), torch.randn(2, 5, 7)
+    keys = TextKeys({layer: layer.project(context)}, None)
+    assert_close(layer(x, keys), layer(x, context), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"another network; give what .* project\(\) returns"):
+        other(x, keys)
 
 
 def test_geglu_is_the_exact_gelu_on_the_second_half() -> None:
