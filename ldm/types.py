@@ -124,6 +124,11 @@ class LatentBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         return _moved(self, device, non_blocking)
 
+    def pin_memory(self) -> Self:
+        context = None if self.context is None else self.context.pin_memory()
+        moments, index = self.moments.pin_memory(), self.index.pin_memory()
+        return replace(self, moments=moments, index=index, context=context)
+
     def __len__(self) -> int:
         return len(self.captions)
 

@@ -43,7 +43,8 @@ def build_job(cfg: Config, checkpoint: Path | None = None) -> Job:
 
     with torch.random.fork_rng():
         torch.manual_seed(rng.fold(cfg["seed"], "init"))
-        data = open_data(build(cfg["data"]), seed=cfg["seed"])
+        batch_size = cfg["training"]["batch_size"]
+        data = open_data(build(cfg["data"]), seed=cfg["seed"], batch_size=batch_size)
         settings = run_settings(cfg)
         world = build(cfg["training"]["trainer"]).world_size
         plan = make_plan(
@@ -84,6 +85,7 @@ def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginnin
         "frozen_at": None,
     }
     unet = UNet(unet_config)
+    raise_all(_cache_problems(data, codec, text))
     parent = begin.initialise(unet, card)
     if parent is not None:
         card["parent"] = parent
@@ -148,6 +150,23 @@ def _clip(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginning) ->
         **_common(cfg, plan),
     )
     return Job(module, data, plan, card, None, None)
+
+
+def _cache_problems(data: Any, codec: Any, text: Any) -> list[str]:
+    """Where cached latents were made with other encoders than these, or scaled twice."""
+    if data.layout is None:
+        return []
+    from ldm.data.manifest import check_manifest
+    from ldm.training.cache_latents import expected, scale_problems
+
+    wanted = expected(codec, text, size=data.size)
+    problems = []
+    for folder, manifest in data.manifests.items():
+        if manifest is None:
+            log.warning("%s has no manifest.json: nobody knows what made its latents", folder)
+        else:
+            problems += [f"{folder}: {problem}" for problem in check_manifest(manifest, wanted)]
+    return problems + scale_problems(data, codec)
 
 
 def describe_plan(cfg: Config, job: Job, samples: int) -> str:
