@@ -51,7 +51,10 @@ THIRD_PARTIES = {
     "pipeline": {"PIL"},
     "gallery": {"PIL", "rich"},
     "evaluation": {"transformers", "torchmetrics", "PIL", "numpy", "rich"},
-    "training": {"lightning", "wandb", "tensorboard", "PIL", "numpy", "rich", "matplotlib", "yaml"},
+    "training": {
+        *("lightning", "wandb", "tensorboard", "matplotlib", "webdataset"),
+        *("PIL", "numpy", "rich", "yaml"),
+    },
     "cli": {"hydra", "omegaconf"},
     "check": {"hydra", "yaml"},
     "parts": {"hydra"},

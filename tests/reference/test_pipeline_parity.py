@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.io.convert import Conversion, convert
-from ldm.pipeline import Pipeline, load
+from ldm.pipeline import Pipeline, SamplingOptions, load
 
 pytestmark = pytest.mark.reference
 STEPS, GUIDANCE, PROMPT = 10, 3.0, "a photo of a red circle"
@@ -57,9 +57,7 @@ def ours(pipe: Pipeline, start: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tens
             pipe.text.null(1),
             [0],
             size=(SIDE, SIDE),
-            steps=STEPS,
-            sampler="ddim",
-            guidance=GUIDANCE,
+            options=SamplingOptions(steps=STEPS, sampler="ddim", guidance=GUIDANCE),
         )
 
 
