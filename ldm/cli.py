@@ -30,6 +30,7 @@ FREE_TEXT = frozenset(
     [
         "prompt",
         "negative_prompt",
+        "to_prompt",
         "prompts",
         "checkpoint",
         "init_from",

@@ -8,15 +8,19 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 1 << 26  # 8192 x 8192: a decompression bomb is refused before it is decoded
 VISIBLE_PX = 128  # pictures with a smaller side are enlarged in grids
 _MARGIN_PX = 8
 _FONT_PX = 14
@@ -73,6 +77,36 @@ def flattened(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A JPEG, PNG or WebP file as an upright RGB picture; transparency is laid over white.
+
+    Raises FileNotFoundError, and ValueError for what is too large, animated or no picture.
+    """
+    return flattened(_opened(Path(path), max_pixels))
+
+
+def read_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The file of a mask as a grey picture. Raises as `read_picture`, and for transparency."""
+    picture = _opened(Path(path), max_pixels)
+    if picture.has_transparency_data:
+        raise ValueError(
+            f"{path} has transparency, which may mean either; give a mask of black (kept) and "
+            "white (drawn anew)"
+        )
+    return flattened(picture).convert("L")
+
+
+def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture at (height, width) px: its middle, cut to the shape, then resized.
+
+    Lanczos, or for grey pictures (masks) the nearest pixel, which keeps edges where they are.
+    """
+    height, width = size
+    grey = picture.mode == "L"
+    method = Image.Resampling.NEAREST if grey else Image.Resampling.LANCZOS
+    return ImageOps.fit(picture, (width, height), method=method)
+
+
 def grid(
     pictures: Sequence[Image.Image] | Tensor,
     captions: Sequence[str] | None = None,
@@ -89,7 +123,7 @@ def grid(
             f"{len(images)} pictures, {len(texts)} captions, columns={columns}: "
             "give at least one picture, one caption a picture and one column or more"
         )
-    images = [_enlarged(image) for image in images]
+    images = [enlarged(image) for image in images]
     width, height = (max(image.size[axis] for image in images) for axis in (0, 1))
     per_row = min(columns or max(1, round(len(images) ** 0.5)), len(images))
     font = ImageFont.load_default(size=_FONT_PX)
@@ -133,7 +167,34 @@ def safe_name(text: str, *, max_bytes: int = 80) -> str:
     return f"{cut}-{digest}"
 
 
-def _enlarged(image: Image.Image) -> Image.Image:
+def _opened(path: Path, max_pixels: int) -> Image.Image:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ours is the limit that counts, and it is an error
+            with Image.open(path, formats=FORMATS) as picture:
+                problem = _problem(picture, max_pixels)
+                if problem is None:
+                    return ImageOps.exif_transpose(picture)  # decodes: a cut-off file raises
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ValueError, …
+        raise ValueError(
+            f"{path} cannot be read as a picture ({type(error).__name__}); give a whole "
+            f"{', '.join(FORMATS)} file"
+        ) from None
+    raise ValueError(f"{path} {problem}")
+
+
+def _problem(picture: Image.Image, max_pixels: int) -> str | None:
+    width, height = picture.size
+    if width * height > max_pixels:
+        return f"is {width}x{height} px, above {max_pixels:,} pixels; make it smaller"
+    frames = getattr(picture, "n_frames", 1)  # single-frame formats have no such attribute
+    return f"is animated ({frames} frames); save the one you mean" if frames > 1 else None
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """A small picture by a whole factor, without smoothing; others stay as they are."""
     factor = max(1, -(-VISIBLE_PX // min(image.size)) if max(image.size) < VISIBLE_PX else 1)
     size = (image.width * factor, image.height * factor)
     return image if factor == 1 else image.resize(size, Image.Resampling.NEAREST)

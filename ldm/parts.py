@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from hydra.errors import InstantiationException
@@ -71,13 +71,27 @@ KEYS = {
     ),
     "training.callbacks": ("samples", "validation"),
 }
-# the types of the keys of sample.yaml and evaluate.yaml that are no text
+# the keys of sample.yaml that say what one picture is, which a line of a .jsonl file may hold too
+PICTURE: dict[str, Any] = {
+    **dict.fromkeys(("mode", "prompt", "negative_prompt", "init_image", "mask"), str | None),
+    **dict.fromkeys(("to_prompt", "sampler", "grid"), str | None),
+    **dict.fromkeys(("n", "seed", "to_seed", "frames", "frame"), int | None),
+    **dict.fromkeys(("steps", "height", "width"), int | None),
+    **dict.fromkeys(("strength", "eta", "guidance", "guidance_rescale"), float | None),
+    **dict.fromkeys(("threshold", "threshold_floor"), float | None),
+    **dict.fromkeys(("paste_back", "weighting", "long_prompts"), bool | None),
+    "seeds": list[int] | None,
+    "guidance_interval": list[float] | None,
+    "tiled": bool | Literal["auto"] | None,
+}
+# the types of the other keys of sample.yaml, and those of evaluate.yaml that are no text
 DRAWING: dict[str, dict[str, Any]] = {
     "sample": {
-        **dict.fromkeys(("n", "seed", "batch_size"), int),
-        **dict.fromkeys(("steps", "height", "width"), int | None),
-        "seeds": list[int] | None,
-        "guidance": float | None,
+        **dict.fromkeys(("checkpoint", "prompts", "recipe", "weights", "dtype"), str | None),
+        **dict.fromkeys(("device", "out"), str),
+        **dict.fromkeys(("steps_grid", "overwrite"), bool),
+        "batch_size": int | Literal["auto"] | None,
+        "devices": int | Literal["auto"],
     },
     "evaluate": {
         **dict.fromkeys(("seeds", "first_seed", "batch_size"), int),
@@ -136,11 +150,32 @@ def check_drawing(cfg: Config, config: str) -> list[str]:
     problems = primary_problems(cfg, CONF / f"{config}.yaml")
     for key, hint in DRAWING[config].items():
         problems += type_problem(cfg[key], hint, key)
-    for key in ("steps", "height", "width", "batch_size"):
-        value = cfg.get(key)
+    of_pictures = PICTURE if config == "sample" else {}
+    for key in ("steps", "batch_size", "devices"):
+        value = None if key in of_pictures else cfg.get(key)
         if isinstance(value, int) and value < 1:  # 0 is no way of saying "the default"
             problems.append(f"{key}={value}; give 1 or more")
-    return problems
+    return problems + check_picture({k: cfg[k] for k in of_pictures if cfg[k] is not None})
+
+
+def check_picture(values: Config) -> list[str]:
+    """Every problem of keys of PICTURE that one of them alone shows; values: what is given."""
+    from ldm.pipeline import SamplingOptions
+    from ldm.pipeline.inputs import strength_problems
+
+    problems = unknown_keys(values, list(PICTURE), "")
+    for key, value in values.items():
+        problems += type_problem(value, PICTURE.get(key, Any), key)
+    if problems:
+        return problems
+    for key in ("height", "width"):
+        if key in values and values[key] < 1:
+            problems.append(f"{key}={values[key]}; give 1 or more")
+    if "strength" in values:
+        problems += strength_problems(values["strength"])
+    names = {field.name for field in fields(SamplingOptions)} - {"tiled"}
+    options = SamplingOptions(**{name: value for name, value in values.items() if name in names})
+    return problems + options.problems()
 
 
 def check_train(cfg: Config) -> list[str]:

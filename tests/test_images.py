@@ -129,3 +129,70 @@ def test_long_prompts_are_cut_within_bytes_and_stay_different(tmp_path):
     for name in names:
         (tmp_path / name).touch()
     assert len(list(tmp_path.iterdir())) == 3
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+def saved(path, picture, **how):
+    picture.save(path, **how)
+    return path
+
+
+def test_pictures_are_read_upright_flat_and_whole(tmp_path):
+    wide = Image.new("RGB", (4, 2), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    assert images.read_picture(saved(tmp_path / "a.jpg", wide, exif=exif)).size == (2, 4)
+    clear = Image.new("RGBA", (2, 2), (0, 0, 0, 0))
+    read = images.read_picture(saved(tmp_path / "b.png", clear))
+    assert (read.mode, read.getpixel((0, 0))) == ("RGB", (255, 255, 255))
+    palette = Image.new("P", (2, 2), 0)
+    assert images.read_picture(saved(tmp_path / "c.webp", palette.convert("RGB"))).mode == "RGB"
+
+
+def unreadable(folder):
+    """Files that are no picture to start from, and what the error says of each."""
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    whole = saved(folder / "whole.png", Image.effect_noise((64, 64), 50))
+    cut, page, large = folder / "cut.png", folder / "page.png", folder / "large.png"
+    cut.write_bytes(whole.read_bytes()[:900])
+    page.write_text("<!DOCTYPE html>")
+    saved(large, Image.new("1", (9000, 9000)))
+    moving = saved(folder / "moving.webp", frames[0], save_all=True, append_images=frames[1:])
+    tiff = saved(folder / "x.tiff", frames[0])
+    return [
+        (folder / "none.png", "does not exist"),
+        (folder, "is a folder"),
+        (cut, "cannot be read as a picture"),
+        (page, "cannot be read as a picture"),
+        (tiff, "JPEG, PNG, WEBP"),
+        (large, "9000x9000 px, above 67,108,864 pixels"),
+        (moving, "animated (2 frames)"),
+    ]
+
+
+@pytest.mark.parametrize("read", [images.read_picture, images.read_mask])
+def test_what_cannot_be_read_is_said(tmp_path, read):
+    for path, reason in unreadable(tmp_path):
+        with pytest.raises((ValueError, FileNotFoundError)) as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+        assert reason in str(caught.value)
+
+
+def test_a_mask_with_transparency_is_ambiguous(tmp_path):
+    path = saved(tmp_path / "m.png", Image.new("RGBA", (2, 2), (255, 255, 255, 0)))
+    with pytest.raises(ValueError, match=r"m\.png has transparency"):
+        images.read_mask(path)
+    grey = images.read_mask(saved(tmp_path / "g.png", Image.new("RGB", (2, 2), "white")))
+    assert (grey.mode, grey.getpixel((1, 1))) == ("L", 255)
+
+
+def test_fitting_keeps_the_middle_and_the_edges_of_masks():
+    stripes = Image.new("RGB", (6, 2), "blue")
+    stripes.paste("red", (2, 0, 4, 2))
+    assert set(images.fitted(stripes, (2, 2)).get_flattened_data()) == {(255, 0, 0)}
+    mask = stripes.convert("L").point(lambda value: 255 if value > 50 else 0)
+    assert set(images.fitted(mask, (12, 36)).get_flattened_data()) == {0, 255}
+    assert images.fitted(mask, (12, 36)).size == (36, 12)

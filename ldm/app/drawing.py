@@ -17,36 +17,22 @@ Config = dict[str, Any]
 
 
 def sample(cfg: Config) -> int:
-    """Draws pictures for one prompt or a file of prompts, with a captioned grid."""
+    """Draws what is asked for into a folder, on any number of devices."""
     raise_all(check_drawing(cfg, "sample"))
-    from ldm import gallery, pipeline
+    from ldm.app.pictures import draw_wishes
+    from ldm.app.recipes import EXPECTED, read_wishes
+    from ldm.training.launch import launch
 
     try:
-        prompts, seeds = gallery.requests(
-            cfg["prompt"], cfg["prompts"], seed=cfg["seed"], seeds=cfg["seeds"], n=cfg["n"]
-        )
-        pipe = pipeline.load(
-            cfg["checkpoint"], weights=cfg["weights"], device=cfg["device"], dtype=cfg["dtype"]
-        )
-        recipe = {
-            "steps": cfg["steps"] or pipe.defaults.steps,
-            "sampler": cfg["sampler"] or pipe.defaults.sampler,
-            "guidance": pipe.defaults.guidance if cfg["guidance"] is None else cfg["guidance"],
-            "negative_prompts": cfg["negative_prompt"],
-            "size": (
-                cfg["height"] or pipe.defaults.size[0],
-                cfg["width"] or pipe.defaults.size[1],
-            ),
-        }
-        with progress_bar("sampling", len(prompts)) as advance:
-            images = pipe.txt2img(
-                prompts, seeds, **recipe, batch_size=cfg["batch_size"], progress=advance
-            )
-    except (ValueError, FileNotFoundError) as error:
+        wishes = read_wishes(cfg)
+        with launch(cfg["devices"], cfg["device"]) as processes:
+            try:
+                draw_wishes(cfg, wishes, processes)
+            except ConfigError:
+                if processes.rank == 0:  # says it for all
+                    raise
+    except EXPECTED as error:
         raise ConfigError(str(error)) from error
-    recipe |= {"checkpoint": cfg["checkpoint"], "weights": pipe.weights}
-    for path in gallery.save(Path(cfg["out"]), images, prompts, seeds, recipe):
-        log.info("%s", path)
     return 0
 
 

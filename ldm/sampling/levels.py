@@ -1,10 +1,15 @@
-"""How are noise levels spaced for sampling?"""
+"""How are noise levels spaced for sampling?
+
+A grid's steps are counted from the most noise; its last level is the schedule's first step or, with
+final_to_zero, no noise at all. Nothing is rounded to whole training steps but what is defined so.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -13,17 +18,23 @@ from torch import Tensor
 from ldm.diffusion.schedules import Schedule
 from ldm.types import Level
 
+MAX_STEPS = 2000
+# Sabour et al. 2024 (Align Your Steps), Stable Diffusion 1.5, 10 steps: sigma/alpha
+AYS_SD15 = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+
 
 @dataclass(frozen=True)
 class Levels:
     """A grid from much noise to little: steps + 1 levels. t, alpha, sigma: float32 [steps+1].
 
     Leave it on the CPU: solvers look at single values, and on an accelerator each look would wait.
+    schedule: where the levels come from; only solvers that look between them need it.
     """
 
     t: Tensor
     alpha: Tensor
     sigma: Tensor
+    schedule: Schedule | None = None
 
     @property
     def steps(self) -> int:
@@ -36,26 +47,40 @@ class Levels:
         """Level i as scalars, which broadcast against any batch on any device."""
         return Level(self.t[i], self.alpha[i], self.sigma[i])
 
+    def at_ratio(self, ratio: float) -> Level:
+        """The schedule's level where sigma/alpha = ratio, as scalars; clamped to its range."""
+        if self.schedule is None:
+            raise ValueError("this solver looks between the levels; give Levels(..., schedule=...)")
+        wanted = torch.tensor(ratio, dtype=torch.float64)
+        level = self.schedule.at(self.schedule.time_at_sigma_ratio(wanted))
+        return Level(level.t.to(self.t), level.alpha.to(self.t), level.sigma.to(self.t))
+
+    def between(self, one: Level, other: Level) -> Level:
+        """The schedule's level half way in log(sigma/alpha); both need signal and noise."""
+        return self.at_ratio(math.sqrt(one.sigma / one.alpha * (other.sigma / other.alpha)))
+
     def truncate(self, strength: float) -> Levels:
         """The last int(steps * strength) steps, as diffusers' img2img; 0 leaves none, 1 all."""
         if not 0 <= strength <= 1:
             raise ValueError(f"strength={strength}; allowed: 0 (keep the image) to 1 (ignore it)")
         kept = int(self.steps * strength + 1e-9)  # 0.29 * 100 is 28.999999999999996
         start = self.steps - kept
-        return Levels(self.t[start:], self.alpha[start:], self.sigma[start:])
+        return replace(self, t=self.t[start:], alpha=self.alpha[start:], sigma=self.sigma[start:])
 
     def reversed(self) -> Levels:
         """The same levels from little noise to much, for inversion."""
-        return Levels(self.t.flip(0), self.alpha.flip(0), self.sigma.flip(0))
+        return replace(self, t=self.t.flip(0), alpha=self.alpha.flip(0), sigma=self.sigma.flip(0))
 
     def to(self, device: torch.device | str) -> Levels:
-        return Levels(self.t.to(device), self.alpha.to(device), self.sigma.to(device))
+        return replace(
+            self, t=self.t.to(device), alpha=self.alpha.to(device), sigma=self.sigma.to(device)
+        )
 
 
 class Grid(Protocol):
     """A spacing whose parameters are set."""
 
-    def __call__(self, schedule: Schedule, *, steps: int) -> Levels: ...
+    def __call__(self, schedule: Schedule, *, steps: int, final_to_zero: bool = ...) -> Levels: ...
 
 
 def leading(
@@ -132,6 +157,27 @@ def flow_shift(
     return _levels(schedule, times, final_to_zero)
 
 
+def ays(
+    schedule: Schedule,
+    *,
+    steps: int,
+    ratios: Sequence[float] = AYS_SD15,
+    final_to_zero: bool = True,
+) -> Levels:
+    """Sabour et al. 2024: a list of sigma/alpha, log-linear between its entries for other steps.
+
+    ratios: falling, one more than the steps they were found for; the end replaces the last.
+    """
+    listed = torch.tensor(ratios, dtype=torch.float64)
+    if not (len(ratios) > 1 and bool((listed.diff() < 0).all()) and bool((listed > 0).all())):
+        raise ValueError(f"ratios={list(ratios)}; use two or more falling values above 0")
+    place = torch.arange(_checked(steps), dtype=torch.float64) * ((len(ratios) - 1) / steps)
+    lower = place.long()
+    logs = listed.log()
+    ratio = (logs[lower] + (place - lower) * (logs[lower + 1] - logs[lower])).exp()
+    return _levels(schedule, schedule.time_at_sigma_ratio(ratio), final_to_zero)
+
+
 def explicit(schedule: Schedule, *, times: Sequence[float], final_to_zero: bool = True) -> Levels:
     """The given times, from much noise to little, then the last level."""
     values = torch.tensor(times, dtype=torch.float64)
@@ -143,6 +189,19 @@ def explicit(schedule: Schedule, *, times: Sequence[float], final_to_zero: bool 
     return _levels(schedule, values, final_to_zero)
 
 
+# by name; flow is the flow schedule's own equal spacing, flow_shift that of large images
+GRIDS: dict[str, Grid] = {
+    "leading": leading,
+    "trailing": trailing,
+    "linspace": linspace,
+    "karras": karras,
+    "exponential": exponential,
+    "ays": ays,
+    "flow": partial(flow_shift, shift=1.0),
+    "flow_shift": flow_shift,
+}
+
+
 def _levels(schedule: Schedule, times: Tensor, final_to_zero: bool) -> Levels:
     level = schedule.at(times)
     first = torch.tensor([schedule.time_range[0]], dtype=torch.float64)
@@ -150,7 +209,8 @@ def _levels(schedule: Schedule, times: Tensor, final_to_zero: bool) -> Levels:
     if final_to_zero:
         last = Level(first, torch.ones_like(first), torch.zeros_like(first))
     pairs = ((level.t, last.t), (level.alpha, last.alpha), (level.sigma, last.sigma))
-    return Levels(*(torch.cat(pair).float() for pair in pairs))
+    t, alpha, sigma = (torch.cat(pair).float() for pair in pairs)
+    return Levels(t, alpha, sigma, schedule)
 
 
 def _beyond(schedule: Schedule, steps: int) -> bool:
@@ -173,6 +233,6 @@ def _ratio_range(schedule: Schedule, sigma_max: float) -> tuple[float, float]:
 
 
 def _checked(steps: int) -> int:
-    if steps < 1:
-        raise ValueError(f"steps={steps}; use 1 or more")
+    if not 1 <= steps <= MAX_STEPS:
+        raise ValueError(f"steps={steps}; use 1 to {MAX_STEPS}")
     return steps

@@ -12,10 +12,20 @@ from torch.testing import assert_close
 from ldm.diffusion.schedules import Flow, ScaledLinear, Schedule
 from ldm.sampling.edits import inpaint
 from ldm.sampling.levels import leading, linspace, trailing
-from ldm.sampling.solvers import ddim, dpmpp_2m, euler, heun, lms, plms
+from ldm.sampling.presets import SAMPLERS
+from ldm.sampling.solvers import ddim, dpm2, dpmpp_2m, euler, heun, lms, plms, unipc
 from ldm.types import Denoised, Level
 
-SOLVERS = {"ddim": ddim, "euler": euler, "heun": heun, "plms": plms, "lms": lms, "2m": dpmpp_2m}
+SOLVERS = {
+    "ddim": ddim,
+    "euler": euler,
+    "heun": heun,
+    "plms": plms,
+    "lms": lms,
+    "2m": dpmpp_2m,
+    "dpm2": dpm2,
+    "unipc": unipc,
+}
 KNOWN, NOISE = (
     torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(s)).double() for s in range(2)
 )
@@ -57,14 +67,15 @@ def test_ddim_is_the_blend_after_each_step(gaussian: Any) -> None:
     assert_close(got, x, rtol=0, atol=1e-12)
 
 
-def test_fresh_noise_keeps_the_known_region_known(gaussian: Any) -> None:
+@pytest.mark.parametrize("name", [name for name, s in SAMPLERS.items() if s.eta > 0])
+def test_fresh_noise_keeps_the_known_region_known(name: str, gaussian: Any) -> None:
     levels = linspace(ScaledLinear(), steps=10)  # ends at sigma = 0
 
     def noise(step: int) -> Tensor:
         return torch.randn(KNOWN.shape, generator=torch.Generator().manual_seed(step)).double()
 
     denoise = inpaint(gaussian.denoise, KNOWN, MASK, NOISE)
-    x = ddim(denoise, NOISE, levels, eta=1.0, noise=noise)
+    x = SAMPLERS[name].solve(denoise, NOISE, levels, eta=1.0, noise=noise)
     assert torch.equal(x[..., :3], KNOWN[..., :3])
     assert not torch.equal(x[..., 3:], KNOWN[..., 3:])
 

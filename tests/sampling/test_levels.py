@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,8 +12,10 @@ from torch.testing import assert_close
 
 from ldm.diffusion.schedules import EDM, Cosine, Flow, ScaledLinear, Schedule
 from ldm.sampling.levels import (
-    Grid,
+    AYS_SD15,
+    GRIDS,
     Levels,
+    ays,
     explicit,
     exponential,
     flow_shift,
@@ -24,15 +27,6 @@ from ldm.sampling.levels import (
 
 SD = ScaledLinear()
 SCHEDULES = [SD, ScaledLinear(zero_terminal_snr=True), Cosine(), Flow(), EDM()]
-GRIDS: dict[str, Grid] = {
-    "leading": leading,
-    "trailing": trailing,
-    "trailing to zero": partial(trailing, final_to_zero=True),
-    "linspace": linspace,
-    "karras": karras,
-    "exponential": exponential,
-    "flow_shift": flow_shift,
-}
 
 
 def ratios(levels: Levels) -> torch.Tensor:
@@ -49,6 +43,11 @@ def test_leading_50() -> None:
 def test_leading_30_has_30_steps_from_958() -> None:
     """CompVis would give 31 steps from 991."""
     assert leading(SD, steps=30).t[:-1].tolist() == list(range(958, 0, -33))
+
+
+def test_leading_in_all_steps_asks_for_no_step_beyond() -> None:
+    """CompVis would ask for step 1000 of 0 to 999."""
+    assert leading(SD, steps=1000).t[:-1].tolist() == list(range(999, -1, -1))
 
 
 def test_trailing_50() -> None:
@@ -87,6 +86,34 @@ def test_exponential_is_equal_in_log() -> None:
     logs = ratios(exponential(SD, steps=10))[:-1].log()
     assert_close(logs.diff(), logs.diff()[:1].expand(9), rtol=1e-5, atol=0)
     assert math.isclose(math.exp(float(logs[0])), 14.6146412, rel_tol=1e-6)
+
+
+def test_ays_is_the_published_list() -> None:
+    """Stable Diffusion 1.5, 10 steps; its authors give the same list in whole times."""
+    levels = ays(SD, steps=10)
+    assert_close(ratios(levels)[:-1], torch.tensor(AYS_SD15[:-1]).double(), rtol=0, atol=4e-4)
+    times = torch.tensor([999, 850, 736, 645, 545, 455, 343, 233, 124, 24])
+    assert_close(levels.t[:-1].round(), times.float(), rtol=0, atol=1)
+    assert levels.sigma[-1] == 0
+
+
+def test_ays_is_log_linear_between_its_entries() -> None:
+    logs = torch.tensor(AYS_SD15, dtype=torch.float64).log()
+    twice = ratios(ays(EDM(), steps=20))[:-1].log()
+    assert_close(twice[::2], logs[:-1], rtol=0, atol=1e-6)
+    assert_close(twice[1::2], (logs[1:] + logs[:-1]) / 2, rtol=0, atol=1e-6)
+    half = ratios(ays(EDM(), steps=5))[:-1].log()
+    assert_close(half, logs[:-1:2], rtol=0, atol=1e-6)
+
+
+def test_ays_of_another_list() -> None:
+    """The list of Stable Video Diffusion, beyond what this schedule reaches: clamped."""
+    svd = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
+    levels = ays(EDM(sigma_max=700.0), steps=10, ratios=svd)
+    assert_close(levels.sigma[:-1], torch.tensor(svd[:-1]), rtol=1e-6, atol=0)
+    for wrong in ((), (1.0,), (1.0, 2.0), (1.0, 1.0), (1.0, 0.0)):
+        with pytest.raises(ValueError, match=r"ratios=.*falling values above 0"):
+            ays(SD, steps=10, ratios=wrong)
 
 
 def test_flow_shift_is_equation_23() -> None:
@@ -153,6 +180,30 @@ def test_truncate_to_nothing_keeps_the_last_level() -> None:
     assert leading(SD, steps=100).truncate(0.29).steps == 29  # 0.29 * 100 < 29 in binary
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_between_two_levels(schedule: Schedule) -> None:
+    """Half way in log(sigma/alpha), on the schedule, where the network knows the time."""
+    levels = linspace(schedule, steps=6)
+    for i in range(1, 5):
+        one, other = levels.at(i), levels.at(i + 1)
+        middle = levels.between(one, other)
+        ratio = [float(level.sigma / level.alpha) for level in (one, middle, other)]
+        assert math.isclose(ratio[1], math.sqrt(ratio[0] * ratio[2]), rel_tol=1e-5)
+        again = schedule.at(middle.t.double())
+        assert_close(again.alpha.float(), middle.alpha, rtol=1e-5, atol=1e-7)
+        assert middle.t.dtype == middle.alpha.dtype == torch.float32
+        assert other.t < middle.t < one.t
+
+
+def test_at_ratio_stays_in_the_schedule() -> None:
+    levels = linspace(SD, steps=6)
+    assert levels.at_ratio(1e9).t == 999
+    assert levels.at_ratio(0.0).t == 0
+    assert levels.truncate(0.5).at_ratio(1.0).t == levels.reversed().at_ratio(1.0).t
+    with pytest.raises(ValueError, match="between the levels; give Levels"):
+        replace(levels, schedule=None).at_ratio(1.0)
+
+
 def test_reversed_ascends() -> None:
     levels = trailing(SD, steps=5)
     up = levels.reversed()
@@ -171,8 +222,9 @@ def test_explicit_times() -> None:
 
 def test_errors_say_what_to_use() -> None:
     for grid in GRIDS.values():
-        with pytest.raises(ValueError, match=r"steps=0; use 1"):
-            grid(SD, steps=0)
+        for wrong in (0, -3, 2001):
+            with pytest.raises(ValueError, match=rf"steps={wrong}; use 1 to 2000"):
+                grid(SD, steps=wrong)
     with pytest.raises(ValueError, match="shift=0"):
         flow_shift(SD, steps=5, shift=0.0)
     with pytest.raises(ValueError, match="below the least noise"):

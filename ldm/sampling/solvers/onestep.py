@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from ldm.sampling.denoiser import Denoise
 from ldm.sampling.levels import Levels
-from ldm.sampling.solvers.moves import Noise, OnStep, move, report
-from ldm.types import Level
+from ldm.sampling.solvers.moves import Noise, OnStep, ancestral, checked, report
 
 
 def ddim(
@@ -20,17 +21,11 @@ def ddim(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Song et al. 2021, eq. 12, in native (alpha, sigma). eta 0: deterministic, 1: ancestral."""
-    if eta > 0 and noise is None:
-        raise ValueError(f"eta={eta} adds noise at every step; give noise=..., step -> normals")
+    draw = checked(noise, eta)
     for i in range(levels.steps):
         level, to = levels.at(i), levels.at(i + 1)
         belief = denoise(x, level)
-        if eta > 0 and noise is not None:
-            fresh = _fresh_sigma(level, to, eta)
-            kept = (to.sigma**2 - fresh**2).sqrt()
-            x = move(belief, Level(to.t, to.alpha, kept)) + fresh * noise(i)
-        else:
-            x = move(belief, to)
+        x = ancestral(belief, level, to, eta, partial(draw, i))
         report(on_step, i, belief)
     return x
 
@@ -63,10 +58,3 @@ def ddpm(
 ) -> Tensor:
     """Ho et al. 2020, alg. 2 with the posterior variance (fixed small): DDIM with eta 1."""
     return ddim(denoise, x, levels, eta=1.0, noise=noise, on_step=on_step)
-
-
-def _fresh_sigma(level: Level, to: Level, eta: float) -> Tensor:
-    """Song et al. 2021, eq. 16, for any (alpha, sigma): the part of sigma' that is new noise."""
-    shrink = to.sigma * level.alpha / (to.alpha * level.sigma)  # of sigma/alpha, 0 out of alpha = 0
-    share = eta * (1 - shrink**2).clamp(min=0).sqrt()
-    return to.sigma * share.clamp(max=1)

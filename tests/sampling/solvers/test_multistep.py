@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
 from ldm.diffusion.schedules import ScaledLinear
@@ -37,6 +39,16 @@ def test_adams_bashforth_is_lms_on_equal_steps() -> None:
         nodes = [float(-k) for k in range(order)]
         got = torch.tensor(lms_weights(nodes, 1.0))
         assert_close(got, torch.tensor(weights), rtol=1e-6, atol=0)
+
+
+def test_lms_starts_at_a_lower_order(gaussian: Any, uniform_in_lambda: Any, z: Tensor) -> None:
+    """Step i is of order min(i + 1, 4)."""
+    for steps in range(1, 5):
+        levels = uniform_in_lambda(steps)
+        x = lms(gaussian.denoise, z, levels)
+        assert torch.equal(x, lms(gaussian.denoise, z, levels, order=steps))
+        if steps > 1:
+            assert not torch.equal(x, lms(gaussian.denoise, z, levels, order=steps - 1))
 
 
 def test_lms_stays_where_a_level_repeats() -> None:

@@ -106,18 +106,3 @@ def test_names_for_the_same_solver(gaussian: Any, uniform_in_lambda: Any, z: Ten
     assert torch.equal(euler_ancestral(gaussian.denoise, z, levels, noise=noise), ancestral)
     assert torch.equal(ddpm(gaussian.denoise, z, levels, noise=noise), ancestral)
     assert not torch.equal(plain, ancestral)
-
-
-def test_a_row_depends_on_its_own_noise_only(gaussian: Any, uniform_in_lambda: Any) -> None:
-    """Two rows together are each row alone."""
-    levels = uniform_in_lambda(9)
-    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).double()
-    both = keyed(x.shape)
-    together = ddim(gaussian.denoise, x, levels, eta=1.0, noise=both)
-    alone = ddim(gaussian.denoise, x[1:], levels, eta=1.0, noise=lambda i: both(i)[1:])
-    assert torch.equal(together[1:], alone)
-
-
-def test_fresh_noise_must_be_given(gaussian: Any, uniform_in_lambda: Any, z: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"eta=0\.3 adds noise.*give noise"):
-        ddim(gaussian.denoise, z, uniform_in_lambda(3), eta=0.3)
