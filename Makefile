@@ -7,7 +7,7 @@ RUN ?= runs/quickstart
 TRAIN_ARGS ?=
 SCORE_ARGS ?=
 
-.PHONY: help install quickstart test test-all check bench clean
+.PHONY: help install quickstart test test-all faults check bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,7 +29,10 @@ test: install  ## the tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-all: install  ## all tests, also the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not faults"
+
+faults: install  ## the fault campaign: kills, full disks, signals, hangs (LDM_FAULTS_TRIALS=50)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults
 
 check: install  ## lint, format and types
 	$(BIN)/ruff check .

@@ -302,7 +302,7 @@ def _at(cfg: Any, path: str) -> Any:
 
 def _sampling_problems(node: Mapping[str, Any]) -> list[str]:
     from ldm.pipeline import SamplingDefaults
-    from ldm.sampling.presets import SAMPLERS
+    from ldm.sampling.presets import SAMPLER_NAMES
 
     given = {key: value for key, value in node.items() if key != "size" or value is not None}
     problems = field_problems(given, SamplingDefaults, "sampling")
@@ -311,10 +311,10 @@ def _sampling_problems(node: Mapping[str, Any]) -> list[str]:
         value = node.get(key)
         if isinstance(value, (int, float)) and not low <= value <= high:
             problems.append(f"sampling.{key}={value}; allowed: {low} to {high}")
-    if node.get("sampler") not in SAMPLERS:
-        known = nearest(node.get("sampler"), list(SAMPLERS))
+    if node.get("sampler") not in SAMPLER_NAMES:
+        known = nearest(node.get("sampler"), list(SAMPLER_NAMES))
         problems.append(
             f"sampling.sampler={node.get('sampler')!r} is unknown{known}; "
-            f"known: {', '.join(SAMPLERS)}"
+            f"known: {', '.join(SAMPLER_NAMES)}"
         )
     return problems

@@ -24,7 +24,7 @@ REQUEUE = 75
 def train(cfg: Config) -> int:
     """Trains what the configuration says. Returns the exit code: 0, or 75 to be started again."""
     raise_all(check_train(cfg) + beginning_problems(cfg))
-    from ldm.training import run_folder
+    from ldm.training import run_folder, run_lock
 
     run_dir = Path(cfg["run_dir"])
     try:
@@ -39,11 +39,19 @@ def train(cfg: Config) -> int:
         return 0
     job.card["run_id"] = run_folder.run_id(cfg["name"], start.checkpoint)
     text = describe_plan(cfg, job, start.samples)
-    if run_folder.is_main_process():
+    if not run_folder.is_main_process():
+        return _fit(cfg, job, start, text)
+    try:
+        run_lock.acquire(run_dir)  # before anything in the folder is touched
+    except run_lock.RunLockedError as error:
+        raise ConfigError(str(error)) from error
+    try:
         Console(stderr=True).print(text, highlight=False)
         run_folder.write_folder(run_dir, job.card, yaml.safe_dump(cfg, sort_keys=False), text)
         job.save_frozen(run_dir / "frozen")
-    return _fit(cfg, job, start, text)
+        return _fit(cfg, job, start, text)
+    finally:
+        run_lock.release(run_dir)
 
 
 def _fit(cfg: Config, job: Job, start: Any, plan_text: str) -> int:

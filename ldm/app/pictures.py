@@ -144,7 +144,9 @@ def _pictures(
         images, [recipe["prompt"] for recipe in recipes], options=options, batch_size=batch
     )
     return [
-        replace(picture, prompt=recipe.get("to_prompt", recipe["prompt"]), image=None, start=start)
+        replace(
+            picture, prompt=recipe.get("to_prompt") or recipe["prompt"], image=None, start=start
+        )
         for picture, recipe, start in zip(found, recipes, starts, strict=True)
     ]
 

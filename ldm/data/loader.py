@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -179,8 +180,15 @@ def wrap(stream: IterableDataset[ImageBatch], workers: Workers) -> DataLoader[Im
         prefetch_factor=workers.prefetch if count else None,
         multiprocessing_context=workers.start_method if count else None,
         pin_memory=workers.pin_memory,
+        worker_init_fn=_leave_signals_to_main if count else None,
         generator=torch.Generator(),  # or it would draw a seed for its workers from the global one
     )
+
+
+def _leave_signals_to_main(_: int) -> None:
+    """A scheduler signals the whole process group: the main process saves and stops its workers."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def worker_number() -> tuple[int, int]:

@@ -7,6 +7,7 @@ A checkpoint is a document of tensors and plain containers, readable with
     checkpoints/s000012800.ckpt      the document after 12,800 samples
     checkpoints/s000012800.json      its manifest: size and blake2b hash, renamed into place first
     checkpoints/last.ckpt            a relative link to the newest
+    run.lock                         which process writes here, while it does
     frozen/                          the frozen encoders, once
 """
 
@@ -20,7 +21,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -63,7 +64,7 @@ def write(document: dict[str, Any], path: Path) -> None:
     temporary = path.with_name(f".tmp-{path.name}")
     try:
         with temporary.open("wb") as file:
-            torch.save(document, file)
+            _save(document, file, path)
             file.flush()
             os.fsync(file.fileno())
         manifest = {"size": temporary.stat().st_size, "blake2b": file_hash(temporary)}
@@ -206,6 +207,16 @@ def _unreadable(value: object, path: str) -> Iterator[str]:
             yield from _unreadable(item, f"{path}[{key!r}]")
     elif kind not in _PLAIN and kind is not torch.nn.Parameter:
         yield f"{path} is a {kind.__module__}.{kind.__qualname__}"
+
+
+def _save(document: dict[str, Any], file: BinaryIO, path: Path) -> None:
+    try:
+        torch.save(document, file)
+    except RuntimeError as error:  # of torch's zip writer, which hides what the disk said
+        disk = error.__context__
+        if isinstance(disk, OSError):
+            raise OSError(disk.errno, disk.strerror, str(path)) from error
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

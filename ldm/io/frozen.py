@@ -8,6 +8,7 @@ The card says what they are and holds their hashes, so a run folder is complete 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -39,7 +40,10 @@ def save_frozen(folder: Path, codec: Codec, text: TextEncoder) -> None:
     if not path.exists():
         write_tensors(path, dict(codec.vae.state_dict()))
     if not (folder / TEXT_FOLDER).exists():
-        text.save(folder / TEXT_FOLDER)
+        temporary = folder / f".tmp-{TEXT_FOLDER}"  # what a killed process left half-written
+        shutil.rmtree(temporary, ignore_errors=True)
+        text.save(temporary)
+        temporary.replace(folder / TEXT_FOLDER)
 
 
 def vae_card(codec: Codec, source: str | None) -> dict[str, Any]:

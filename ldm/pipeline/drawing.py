@@ -114,15 +114,15 @@ def inverted(
     chunks = max(contexts.chunks(picture) for picture in pictures)
 
     @torch.inference_mode()
-    def work(batch: list[Picture]) -> Tensor:
+    def work(batch: list[Picture]) -> list[Tensor]:
         pixels = from_pil([p.image for p in batch if p.image is not None])
         cond = Conditioning.cat([contexts.of(p, chunks)[0] for p in batch]).to(parts.device)
         cond = replace(cond, concat=concat(parts, request, len(batch)))
-        return invert(parts.model, cond, parts.latents(pixels, settings.tiled), settings)
+        return list(invert(parts.model, cond, parts.latents(pixels, settings.tiled), settings))
 
     size = first_batch(parts, request.size, batch_size, len(pictures))
     batches = Batches(size, advice=TILED)
-    return torch.cat([rows for _, rows in batches.run(pictures, work)])
+    return torch.stack([row for _, rows in batches.run(pictures, work) for row in rows])
 
 
 def first_batch(parts: Parts, size: tuple[int, int], asked: BatchSize, count: int) -> int:

@@ -64,5 +64,5 @@ def _on_arc(first: Tensor, last: Tensor, weight: float) -> Tensor:
     a, b = first.double(), last.double()
     cosine = (a * b).sum() / (a.norm() * b.norm())
     angle = cosine.clamp(-1, 1).arccos()
-    arc = ((1 - weight) * angle).sin() * a + (weight * angle).sin() * b
-    return (arc / angle.sin()).to(first.dtype)
+    parts = ((1 - weight) * angle).sin() * a, (weight * angle).sin() * b
+    return torch.add(*parts).div(angle.sin()).to(first.dtype)

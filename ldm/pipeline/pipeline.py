@@ -100,7 +100,7 @@ class Pipeline:
         size: (height, width) px. start: latents [N,C,h,w] at the sampler's first level instead of
         noise, as `invert` gives them. Raises ValueError with everything that is wrong.
         """
-        given = {"steps": steps, "sampler": sampler, "guidance": guidance}
+        given: dict[str, Any] = {"steps": steps, "sampler": sampler, "guidance": guidance}
         options = replace(options, **{k: v for k, v in given.items() if v is not None})
         pictures = _pictures(prompts, seeds, negative_prompts, start=start)
         drawn = self.draw(pictures, size=size, options=options, batch_size=batch_size)

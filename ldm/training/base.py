@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm import rng
 from ldm.io.checkpoint import check_card
+from ldm.training import nonfinite
 from ldm.training.ema import EMA
 from ldm.training.optim import OptimSettings, build_optimizer, lr_factor
 from ldm.training.plan import Plan
@@ -45,19 +48,31 @@ class TrainedModule(L.LightningModule):
         self.seed = seed
         self.card = card
         self.samples_seen = 0
-        self.ema: EMA | None = None
         self.grad_norm = torch.zeros(())
         self.paused_s = 0.0
         self.last_metrics: dict[str, float] = {}
+        self.skips = nonfinite.Skips(plan.max_skipped if plan.nonfinite == "skip" else 0)
+        self._ema: EMA | None = None
         self._gradient_clip = gradient_clip
         self._has_dropout = has_dropout
+        self._rows: list[nonfinite.Rows] = []
+        self._step_sums: dict[str, Tensor] = {}
+        self._step: nonfinite.Step | None = None
         self._sums: dict[str, Tensor] = {}
         self._sum_count = 0
+        self._means: dict[str, float] = {}
+        self._reports = 0
 
     def start_ema(self, half_life: float | None) -> None:
         """Begins averaging whatever is trainable; None trains without."""
         if half_life is not None:
-            self.ema = EMA(self.named_parameters(), half_life=half_life)
+            self._ema = EMA(self.named_parameters(), half_life=half_life)
+
+    @property
+    def ema(self) -> EMA | None:
+        """The averaged weights, with the last step in them; every rank must ask. A sync point."""
+        self.settle()
+        return self._ema
 
     @property
     def validation_names(self) -> tuple[str, ...]:
@@ -66,7 +81,7 @@ class TrainedModule(L.LightningModule):
 
     def extra_metrics(self) -> dict[str, float]:
         """More numbers for the log; may raise when something has gone wrong. A sync point."""
-        return {}
+        return {"skipped_steps": float(self.skips.total)}
 
     # -- the step -------------------------------------------------------------------------------
 
@@ -84,23 +99,13 @@ class TrainedModule(L.LightningModule):
         batch_number = self.samples_seen // self.plan.batch_size
         losses = self.batch_loss(batch, batch_number)
         self.samples_seen += self.plan.micro_global
-        for name, value in losses.items():
-            total = self._sums.get(name)
-            self._sums[name] = value.detach() if total is None else total + value.detach()
-        self._sum_count += 1
+        _add(self._step_sums, {name: value.detach() for name, value in losses.items()})
         return losses["loss"]
 
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Any,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        """EMA follows the optimiser, never the micro-batch (LitEma's d^k error)."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if self.ema is not None:
-            self.ema.update(self.plan.batch_size)
+    def note(self, batch: Batch, **values: Tensor | None) -> None:
+        """Keeps a few numbers a sample until the step is known to be good: see `rows_of`."""
+        if self.training:
+            self._rows.append(nonfinite.rows_of(batch, **values))
 
     def configure_gradient_clipping(
         self,
@@ -108,10 +113,83 @@ class TrainedModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by the global norm and keeps the norm for the log, without a second pass."""
+        """Clips by the global norm, keeps it for the log, and drops a step that is not finite."""
+        self.settle()  # the weights change next, and the EMA wants those of the step before
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        limit = float("inf") if self._gradient_clip is None else self._gradient_clip
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
+        norms, self.grad_norm = nonfinite.gradient_norms(parameters)
+        if self._gradient_clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self._gradient_clip, self.grad_norm)
+        bad = ~torch.isfinite(self.grad_norm)
+        if optimizer.defaults["fused"]:  # a GradScaler finds out by itself
+            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        self._step = nonfinite.Step(
+            nonfinite.Flag(bad),
+            self.samples_seen,
+            tuple(p for p in parameters if p.grad is not None),
+            norms,
+            self.grad_norm,
+            tuple(self._rows),
+            self._step_sums,
+            self.plan.accumulate,
+        )
+        self._rows, self._step_sums = [], {}
+
+    def settle(self) -> None:
+        """Judges the last step: the EMA and the means take it up, or it is reported and dropped.
+
+        Every rank calls it at the same places; all come to the same end. A sync point only right
+        after the step: one backward pass later the answer is there. Raises NonFiniteError.
+        """
+        step, self._step = self._step, None
+        if step is None:
+            return
+        dropped = step.bad.read()
+        self.skips.add(dropped)
+        if dropped:
+            self._report(step)
+            return
+        if self._ema is not None:  # follows the optimiser, never the micro-batch (LitEma's d^k)
+            self._ema.update(self.plan.batch_size)
+        _add(self._sums, step.sums)
+        self._sum_count += step.micro_batches
+
+    def _report(self, step: nonfinite.Step) -> None:
+        """Of a dropped step: a file on every rank, a line on the first, the end when it is enough.
+
+        A GradScaler drops steps to find its scale; with a finite loss that alone is no fault.
+        """
+        scaled = self.trainer.precision == "16-mixed"
+        if scaled:
+            self.skips.limit = self.plan.max_skipped
+        over, what = self.skips.too_many, nonfinite.complaint(step)
+        if scaled and step.finite_loss and not over:
+            return
+        rank = self.trainer.global_rank
+        name = f"nonfinite-s{step.samples_seen:09d}-rank{rank}.json"
+        path = Path(self.trainer.default_root_dir) / "reports" / name
+        if over or self._reports < nonfinite.MAX_REPORTS:
+            self._reports += 1
+            nonfinite.write_report(
+                step,
+                dict(self.named_parameters()),
+                path,
+                batch_size=self.plan.batch_size,
+                rank=rank,
+                world_size=self.trainer.world_size,
+                seed=self.seed,
+                policy=self.plan.nonfinite,
+                skipped_steps=self.skips.total,
+                skipped_in_a_row=self.skips.in_a_row,
+            )
+        if over:
+            self.trainer.strategy.barrier("nonfinite")  # the first to raise ends the others
+            raise nonfinite.NonFiniteError(
+                f"{what}. Report: {path}. {self.skips.in_a_row} step(s) in a row were dropped; the "
+                "weights and the last checkpoint are from before. training.nonfinite=skip leaves "
+                f"out up to training.max_skipped={self.plan.max_skipped} such steps in a row"
+            )
+        if self.trainer.is_global_zero:
+            log.warning("step dropped (%d so far): %s", self.skips.total, what)
 
     def configure_optimizers(self) -> Any:
         # under a GradScaler the fused step unscales by itself, after our clipping
@@ -129,22 +207,27 @@ class TrainedModule(L.LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        if self.ema is not None:
-            self.ema.to(self.device)
+        if self._ema is not None:
+            self._ema.to(self.device)
 
     # -- logging --------------------------------------------------------------------------------
 
     def take_means(self) -> dict[str, float]:
-        """Means of the logged losses since the last call, over all ranks. A sync point."""
+        """Means of the logged losses since the last call, over all ranks. A sync point.
+
+        Dropped steps are left out; when there was no other, the last means stand, nan at first.
+        """
+        self.settle()
         names = sorted(self._sums)
         if not names:
-            return {}
+            return self._means or {"loss": math.nan}
         sums = torch.stack(
             [self._sums[n].double() for n in names] + [_scalar(self._sum_count, self)]
         )
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         self._sums, self._sum_count = {}, 0
-        return {n: float(s) / float(sums[-1]) for n, s in zip(names, sums[:-1], strict=True)}
+        self._means = {n: float(s) / float(sums[-1]) for n, s in zip(names, sums[:-1], strict=True)}
+        return self._means
 
     def record(self, metrics: dict[str, float]) -> None:
         """Writes numbers to all loggers, at the present `samples_seen`."""
@@ -164,16 +247,20 @@ class TrainedModule(L.LightningModule):
     # -- the document ---------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.settle()
         checkpoint["samples_seen"] = self.samples_seen
         checkpoint["card"] = {**self.card, "samples_seen": self.samples_seen}
-        checkpoint["ema"] = None if self.ema is None else self.ema.state_dict()
+        checkpoint["ema"] = None if self._ema is None else self._ema.state_dict()
         checkpoint["batch_size"] = self.plan.batch_size
+        checkpoint["skips"] = self.skips.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_card(checkpoint.get("card"), "checkpoint")
         self.samples_seen = checkpoint["samples_seen"]
-        if self.ema is not None and checkpoint["ema"] is not None:
-            self.ema.load_state_dict(checkpoint["ema"])
+        if self._ema is not None and checkpoint["ema"] is not None:
+            self._ema.load_state_dict(checkpoint["ema"])
+        if "skips" in checkpoint:  # older documents have none
+            self.skips.load_state_dict(checkpoint["skips"])
         steps = checkpoint["global_step"]
         left = max(self.plan.total_samples - self.samples_seen, 0)  # perhaps of another batch size
         self.trainer.fit_loop.epoch_loop.max_steps = steps + -(-left // self.plan.batch_size)
@@ -181,6 +268,11 @@ class TrainedModule(L.LightningModule):
         done = steps * self.plan.accumulate  # micro-batches of *this* run (integration rule 2.3)
         for part in ("total", "current"):
             progress[part].update(ready=done, started=done, processed=done, completed=done - 1)
+
+
+def _add(totals: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        totals[name] = totals[name] + value if name in totals else value
 
 
 def _scalar(value: int, module: L.LightningModule) -> Tensor:

@@ -46,6 +46,7 @@ class ClipModule(TrainedModule):
 
     def batch_loss(self, batch: Batch, batch_number: int) -> dict[str, Tensor]:
         image, text, scale = self._embeddings(batch)
+        self.note(batch)  # a contrastive loss is one of the batch, not of a sample
         return {"loss": contrastive_loss(image, text, scale, batch.captions)}
 
     @torch.no_grad()

@@ -67,7 +67,7 @@ def launch(devices: Devices = 1, device: str = "auto") -> Iterator[Processes]:
         yield Processes(0, 1, kind if device == "auto" else device)
         return
     from lightning.fabric import Fabric
-    from lightning.fabric.strategies import DDPStrategy
+    from lightning.fabric.strategies.ddp import DDPStrategy
 
     for library in ("lightning.pytorch", "lightning.fabric"):  # banners
         logging.getLogger(library).setLevel(logging.WARNING)

@@ -64,12 +64,13 @@ class DiffusionModule(TrainedModule):
         return ("loss", *(f"loss/t{number}" for number in range(NUM_BINS)))
 
     def extra_metrics(self) -> dict[str, float]:
-        if not self.encoders.take_finite():
+        finite = self.encoders.take_finite()
+        if not finite and self.plan.nonfinite == "raise":
             raise RuntimeError(
                 "the VAE gave latents that are not finite since the last log line; run it in fp32 "
                 "or bf16 (models.vae_dtype), and check the pictures of the data set"
             )
-        return {"captions_cut": float(self.encoders.text.truncated)}
+        return {**super().extra_metrics(), "captions_cut": float(self.encoders.text.truncated)}
 
     def configure_model(self) -> None:
         if self._compile:
@@ -85,9 +86,9 @@ class DiffusionModule(TrainedModule):
         cond = self._drop(cond, batch.index)
         t = self._times(batch.index, batch_number)  # [B]
         eps = self._noise(x0, batch.index)
-        return {
-            "loss": self.losses(x0, eps, self.objective.schedule.at(t), cond, batch.index).mean()
-        }
+        losses = self.losses(x0, eps, self.objective.schedule.at(t), cond, batch.index)
+        self.note(batch, losses=losses, t=t, latents=x0, context=cond.context)
+        return {"loss": losses.mean()}
 
     def losses(
         self, x0: Tensor, eps: Tensor, level: Level, cond: Conditioning, index: Tensor

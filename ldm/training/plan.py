@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 Samples = int | float | str | None
+POLICIES = ("raise", "skip")  # what becomes of a step whose gradient is not finite
 _EPOCHS = re.compile(r"(\d+(?:\.\d+)?)\s*ep(?:ochs?)?")
 
 
@@ -28,11 +29,13 @@ class RunSettings:
     gradient_clip: float | None = 1.0
     cache_captions: int = 0
     cache_latents: int = 0
+    nonfinite: str = "raise"
+    max_skipped: int = 10
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, each with what is allowed."""
         found = []
-        for name in ("batch_size", "keep_checkpoints"):
+        for name in ("batch_size", "keep_checkpoints", "max_skipped"):
             if getattr(self, name) < 1:
                 found.append(f"training.{name}={getattr(self, name)}; it must be 1 or more")
         if self.micro_batch is not None and self.micro_batch < 1:
@@ -44,6 +47,9 @@ class RunSettings:
             found.append(f"training.caption_dropout={self.caption_dropout}; allowed: 0 to 1")
         if self.gradient_clip is not None and self.gradient_clip <= 0:
             found.append(f"training.gradient_clip={self.gradient_clip}; above 0, or null for none")
+        if self.nonfinite not in POLICIES:
+            allowed = ", ".join(POLICIES)
+            found.append(f"training.nonfinite={self.nonfinite!r}; allowed: {allowed}")
         if self.max_samples is None:
             found.append("training.max_samples=null; give samples (20000, 1e6) or epochs (2ep)")
         for name in ("max_samples", "log_every", "val_every", "sample_every", "save_every"):
@@ -69,6 +75,8 @@ class Plan:
     val_every: int
     sample_every: int
     save_every: int
+    nonfinite: str = "raise"
+    max_skipped: int = 10
 
     @property
     def steps(self) -> int:
@@ -118,6 +126,8 @@ def make_plan(
         val_every=amount("val_every"),
         sample_every=amount("sample_every"),
         save_every=amount("save_every"),
+        nonfinite=settings.nonfinite,
+        max_skipped=settings.max_skipped,
     )
 
 

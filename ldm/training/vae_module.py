@@ -59,6 +59,7 @@ class VAEModule(TrainedModule):
 
     def batch_loss(self, batch: Batch, batch_number: int) -> dict[str, Tensor]:
         losses = self._losses(batch, "vae")
+        self.note(batch, losses=losses["loss"])
         return {name: value.mean() for name, value in losses.items()}
 
     @torch.no_grad()

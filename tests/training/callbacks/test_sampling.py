@@ -154,11 +154,11 @@ def test_raw_and_averaged_weights_draw_differently(
     with module.ema.swapped():
         swapped = grid("training.callbacks.samples.weights=raw").run(ranks(1).trainer(), module)
     assert torch.equal(pictures["ema"], swapped)
-    ema, module.ema = module.ema, None  # training without: the raw ones are what there is
+    ema, module._ema = module.ema, None  # training without: the raw ones are what there is
     try:
         assert torch.equal(grid().run(ranks(1).trainer(), module), pictures["raw"])
     finally:
-        module.ema = ema
+        module._ema = ema
 
 
 def test_the_seeds_choose_the_pictures(trained: Trained, ranks: Callable[..., Any]) -> None:

@@ -53,7 +53,7 @@ def test_raw_and_averaged_weights_are_both_measured(
     with job.module.ema.swapped():
         swapped = measured(job, ranks(1))
     assert swapped["val/loss_raw"] == found["val/loss_ema"]
-    job.module.ema = None
+    job.module._ema = None
     assert {name.rpartition("_")[2] for name in measured(job, ranks(1))} == {"raw"}
 
 
