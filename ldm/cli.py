@@ -55,6 +55,7 @@ FREE_TEXT = frozenset(
         "data.cache_dir",
         "models.vae_weights",
         "models.text.source",
+        "models.text.tokenizer",
         "compare",
         "against",
         "recipe",
