@@ -19,10 +19,10 @@ from ldm.io.native import complete_card, save_run
 from ldm.io.said import Hints
 from ldm.io.single_write import Parts, save_single
 from ldm.io.source import Source, Tensors, shape_of, stream
+from ldm.models.text.base import DTYPES
 
 log = logging.getLogger(__name__)
 FORMATS = ("single", "diffusers", "native")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FORWARD = 1e-5  # largest difference of one forward pass in fp32; the weights are equal bit for bit
 
 

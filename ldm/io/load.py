@@ -26,7 +26,7 @@ from ldm.io.single import open_single
 from ldm.io.single_write import Parts
 from ldm.io.source import Source, Tensors, choose, dtype_of, fill
 from ldm.models.codec import Codec
-from ldm.models.text.base import TextEncoder
+from ldm.models.text.base import DTYPES, TextEncoder
 from ldm.models.unet import UNet
 
 log = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ def open_source(path: str | Path, *, weights: str = "ema", hints: Hints | None =
         dtypes={
             "unet": dtype_of(found.tensors),
             "vae": dtype_of(open_tensors(vae)),
-            "text": files_dtype(card["text"]),
+            "text": DTYPES.get(card["text"].get("dtype"), torch.float32),  # none without a network
         },
         extras=open_tensors(extras) if extras.is_file() else {},
         stated={k: found.card["objective"][k] for k in ("prediction", "schedule")},
@@ -236,12 +236,6 @@ def save_export(
     write_tensors(folder / MODEL_FILE, tensors, dtype)
     kept = {**card, "weights": weights}
     files.write_text(folder / "card.json", json.dumps(plain(kept), indent=1, ensure_ascii=False))
-
-
-def files_dtype(spec: Mapping[str, Any]) -> torch.dtype:
-    """The dtype that a text encoder's spec names."""
-    names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    return names.get(str(spec.get("dtype")), torch.float32)
 
 
 def _is_ours(path: Path) -> bool:

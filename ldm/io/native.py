@@ -12,7 +12,7 @@ from typing import Any
 
 from ldm.io import checkpoint as files
 from ldm.io.configs import plain
-from ldm.io.frozen import save_frozen, write_tensors
+from ldm.io.frozen import save_frozen, vae_card, write_tensors
 from ldm.io.single_write import Parts
 from ldm.io.source import Tensors, stream
 
@@ -40,8 +40,6 @@ def save_run(folder: Path, parts: Parts) -> None:
 
 def complete_card(parts: Parts) -> dict[str, Any]:
     """The card with what only the built encoders know."""
-    from ldm.io.frozen import vae_card
-
     return plain(
         {
             **parts.card,
