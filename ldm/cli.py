@@ -57,6 +57,8 @@ FREE_TEXT = frozenset(
         "models.text.source",
         "models.text.tokenizer",
         "compare",
+        "adapter",
+        "base",
         "against",
         "recipe",
         "name",
@@ -151,7 +153,7 @@ def _hidden(match: re.Match[str]) -> str:
     plus, key, value = match.groups()
     if value in ("null", ""):
         return f"{plus or '++'}{key}=null"
-    if key.endswith(".shards") and value.startswith("[") and value.endswith("]"):
+    if (key == "adapter" or key.endswith(".shards")) and value.startswith("[") and value.endswith("]"):
         parts = [_quoted(part) for part in _split(value[1:-1])]
         return f"{plus or '++'}{key}=[{','.join(parts)}]"
     return f"{plus or '++'}{key}={_quoted(value)}"

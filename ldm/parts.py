@@ -34,6 +34,7 @@ GROUPS = [
     "diffusion.prediction",
     "diffusion.weighting",
     "diffusion.times",
+    "adapters",
     "sampling",
     "training.trainer",
     "training.optim",
@@ -45,6 +46,7 @@ TOP = [
     "data",
     "models",
     "diffusion",
+    "adapters",
     "sampling",
     "training",
     "task",
@@ -92,6 +94,7 @@ DRAWING: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("steps_grid", "overwrite"), bool),
         "batch_size": int | Literal["auto"] | None,
         "devices": int | Literal["auto"],
+        "adapter": str | list[str] | None,
     },
     "evaluate": {
         **dict.fromkeys(("seeds", "first_seed", "batch_size"), int),
@@ -185,7 +188,7 @@ def check_train(cfg: Config) -> list[str]:
     names what is unknown, what is missing, what is out of range and what does not fit together.
     """
     problems = unknown_keys(cfg, TOP, "") + group_problems(cfg, GROUPS)
-    for part in ("data", "models", "diffusion", "training"):
+    for part in ("data", "models", "diffusion", "adapters", "training"):
         problems += target_problems(cfg.get(part), part)
     problems += missing_values(cfg, "") + _key_problems(cfg)
     for key, allowed in CHOICES.items():
@@ -255,6 +258,7 @@ def _value_problems(cfg: Config, known: list[str]) -> list[str]:
     if not any(problem.startswith("training.") for problem in known):
         problems += run_settings(cfg).problems()
     unet, vae, data = (attempt(path) for path in ("models.unet", "models.vae", "data"))
+    attempt("adapters")
     objective = None
     if cfg.get("task") == "diffusion":
         objective = attempt("diffusion", build_objective)

@@ -22,7 +22,7 @@ MAX_LINES = 400
 BASE = {"types", "rng", "images"}
 PIPELINE = BASE | {"io", "models", "adapters", "sampling", "diffusion"}
 TRAINING = PIPELINE | {"pipeline", "data"}
-EVERYTHING = TRAINING | {"training", "evaluation", "gallery", "cli", "check", "parts"}
+EVERYTHING = TRAINING | {"training", "evaluation", "gallery", "page", "cli", "check", "parts"}
 LAYERS = {
     "__init__": {"pipeline"},
     "types": set(),
@@ -36,11 +36,12 @@ LAYERS = {
     "io": {"types", "models", "adapters", "diffusion"},
     "pipeline": PIPELINE,
     "gallery": {"images"},
-    "evaluation": BASE | {"data"},
+    "page": {"images"},
+    "evaluation": BASE | {"data", "page"},
     "training": TRAINING,
     "cli": set(),
     "check": set(),
-    "parts": EVERYTHING - {"evaluation", "gallery"},
+    "parts": EVERYTHING - {"evaluation", "gallery", "page"},
     "app": EVERYTHING,
 }
 # third parties beside torch
@@ -50,6 +51,7 @@ THIRD_PARTIES = {
     "io": {"safetensors", "huggingface_hub", "yaml"},
     "pipeline": {"PIL"},
     "gallery": {"PIL", "rich"},
+    "page": {"PIL", "jinja2", "markupsafe"},
     "evaluation": {"transformers", "torchmetrics", "PIL", "numpy", "rich"},
     "training": {
         *("lightning", "wandb", "tensorboard", "matplotlib", "webdataset"),

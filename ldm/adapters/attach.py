@@ -42,6 +42,10 @@ class Adapter(nn.Module, ABC):
     def merge_into(self, base: nn.Module, strength: float) -> None:
         """Adds the change to the weights of `base`; raises ValueError where that cannot be."""
 
+    @abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """All that a card needs to build it again, but its weights: plain values (from_spec)."""
+
     def set_strength(self, strength: float) -> None:
         """How much of the change is applied: 1 as trained, 0 none; works while attached."""
         if not math.isfinite(strength):

@@ -8,10 +8,12 @@ text's in cross-attention, the features' own in self-attention. C that width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ldm.adapters.attach import Adapter, Part, in_dtype_of
@@ -126,6 +128,17 @@ class Hypernetwork(Adapter):
             {str(w): nn.ModuleDict({"k": make(w), "v": make(w)}) for w in widths}
         )
 
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any], base: nn.Module) -> Hypernetwork:
+        """As described by `spec()`, without weights: on the meta device. Raises ValueError."""
+        names = [f.name for f in fields(HypernetworkConfig)]
+        with torch.device("meta"):
+            return cls(spec["widths"], HypernetworkConfig(**{name: spec[name] for name in names}))
+
+    def spec(self) -> dict[str, Any]:
+        config = {name: _plain(value) for name, value in asdict(self.config).items()}
+        return {"kind": "hypernetwork", "widths": list(self.widths), **config}
+
     @property
     def widths(self) -> tuple[int, ...]:
         return tuple(int(width) for width in self.layers)
@@ -174,6 +187,10 @@ def _by_width(base: nn.Module, glob: str) -> dict[int, list[nn.Linear]]:
         assert isinstance(module, nn.Linear)
         found.setdefault(module.in_features, []).append(module)
     return found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _positive(values: Sequence[float]) -> bool:

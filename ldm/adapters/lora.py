@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,18 +87,41 @@ class LoRA(Adapter):
         Raises ValueError listing all that does not fit `base`.
         """
         _check_fit(base, weights)
-        lora = cls(base, LoRAConfig(rank=1, targets=tuple(weights)), device="meta")
-        for path, given in weights.items():  # of any rank: other tools do not limit it
-            layer = LoRALayer(
-                base.get_submodule(path),
-                rank=given.rank,
-                alpha=given.alpha,
-                dropout=dropout,
-                device="meta",
+        layers = {path: [given.rank, given.alpha] for path, given in weights.items()}
+        lora = cls.from_spec({"layers": layers, "dropout": dropout}, base)
+        for path, layer in lora.named_layers().items():
+            layer.assign(weights[path])
+        return lora
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any], base: nn.Module) -> LoRA:
+        """As described by `spec()`, without weights: on the meta device. Raises ValueError."""
+        modules = adaptable(base)
+        missing = [path for path in spec["layers"] if path not in modules]
+        if missing:
+            raise ValueError(
+                f"a LoRA for {missing[0]}, nearest here: {nearest(missing[0], modules, 1)} "
+                f"({len(missing)} of its {len(spec['layers'])} layers are not in this "
+                f"{type(base).__name__})"
             )
-            layer.assign(given)
+        lora = cls.__new__(cls)
+        nn.Module.__init__(lora)
+        lora.layers = nn.Module()
+        for path, (rank, alpha) in spec["layers"].items():
+            layer = LoRALayer(
+                modules[path], rank=rank, alpha=alpha, dropout=spec["dropout"], device="meta"
+            )
             _plant(lora.layers, path, layer)
         return lora
+
+    def spec(self) -> dict[str, Any]:
+        layers = self.named_layers()
+        dropout = next(iter(layers.values())).dropout
+        return {
+            "kind": "lora",
+            "layers": {path: [layer.rank, layer.alpha] for path, layer in layers.items()},
+            "dropout": dropout.p if isinstance(dropout, nn.Dropout) else 0.0,
+        }
 
     def named_layers(self) -> dict[str, LoRALayer]:
         """The layers by the path of their target."""

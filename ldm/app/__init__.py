@@ -2,8 +2,18 @@
 
 from ldm.app.caching import cache_latents
 from ldm.app.convert import convert
+from ldm.app.doctor import doctor
 from ldm.app.drawing import evaluate, sample
 from ldm.app.fit import train
 from ldm.app.shards import make_shards, pack_tiny
 
-__all__ = ["cache_latents", "convert", "evaluate", "make_shards", "pack_tiny", "sample", "train"]
+__all__ = [
+    "cache_latents",
+    "convert",
+    "doctor",
+    "evaluate",
+    "make_shards",
+    "pack_tiny",
+    "sample",
+    "train",
+]

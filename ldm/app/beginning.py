@@ -75,10 +75,17 @@ class Beginning:
             return None
         from ldm.io.source import copy_into
 
-        if self.checkpoint is not None:
-            kept: Config | None = self.network.card.get("parent")
-            return kept
         network = self.network
+        if self.checkpoint is not None:
+            if network.card["frozen"].get("unet"):  # not in the checkpoint: it is not trained
+                copy_into(unet, network.tensors, f"{network.path}: unet")
+            kept: Config | None = network.card.get("parent")
+            return kept
+        if network.source is not None and network.card.get("adapters"):
+            raise ValueError(
+                f"init_from={self.cfg[INIT]} holds a model with adapters; merge them first: "
+                f"scripts/convert.py input={self.cfg[INIT]} format=native output=…"
+            )
         self._check_objective(card["objective"])
         copy_into(unet, network.tensors, f"{self.cfg[INIT]}: unet", widen=self.cfg["widen"])
         return network.lineage() | {"changed": _changed(network.card, card)}

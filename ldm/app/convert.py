@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ldm.app.recipes import asked_adapters
 from ldm.check import missing_values, primary_problems, type_problem
 from ldm.cli import CONF, ConfigError
 from ldm.parts import raise_all
@@ -18,8 +19,10 @@ Config = dict[str, Any]
 TYPES: dict[str, Any] = {
     **dict.fromkeys(("with_ema", "verify", "overwrite"), bool),
     "scale": float | None,
-    "size": int | None,
+    **dict.fromkeys(("size", "rank", "text_rank"), int | None),
+    "adapter": str | list[str] | None,
 }
+OF_ADAPTERS = ("base", "rank", "text_rank")  # keys of the formats of convert_adapter
 
 
 def convert(cfg: Config) -> int:
@@ -29,15 +32,25 @@ def convert(cfg: Config) -> int:
         problems += type_problem(cfg[key], hint, key)
     raise_all(problems)
     from ldm.io import convert as conversions
+    from ldm.io.convert_adapter import FORMATS
+
+    if cfg["format"] in FORMATS:
+        return _convert_adapter(cfg)
     from ldm.io.said import Hints
 
     hints = Hints(**{k: cfg[k] for k in ("prediction", "schedule", "scale", "size", "tokenizer")})
     options = ("input", "format", "weights", "dtype", "with_ema", "overwrite", "licence")
-    job = conversions.Conversion(
-        output=Path(cfg["output"]), hints=hints, **{k: cfg[k] for k in options}
-    )
     console = Console()
     try:
+        raise_all(
+            [f"{key} belongs to format={', '.join(FORMATS)}" for key in OF_ADAPTERS if cfg[key]]
+        )
+        job = conversions.Conversion(
+            output=Path(cfg["output"]),
+            hints=hints,
+            adapters=tuple(asked_adapters(cfg["adapter"] or [])),
+            **{k: cfg[k] for k in options},
+        )
         parts = conversions.convert(job)
         lost = conversions.not_carried(parts, job.format)
         if lost:
@@ -59,3 +72,18 @@ def convert(cfg: Config) -> int:
     good = all(row.good for row in rows)
     console.print("verified: what was read back is what was written" if good else "NOT equal")
     return 0 if good else 1
+
+
+def _convert_adapter(cfg: Config) -> int:
+    """Writes an adapter alone, which is always read back."""
+    from ldm.io.convert_adapter import AdapterConversion, convert_adapter
+
+    options = ("input", "format", "weights", "dtype", "overwrite", *OF_ADAPTERS)
+    try:
+        job = AdapterConversion(output=Path(cfg["output"]), **{k: cfg[k] for k in options})
+        counts = convert_adapter(job)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+    told = ", ".join(f"{count} tensors of {part}" for part, count in counts.items())
+    Console().print(f"{job.output}: {told}, read back equal", highlight=False, soft_wrap=True)
+    return 0

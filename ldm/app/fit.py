@@ -11,6 +11,7 @@ import yaml
 from hydra.errors import InstantiationException
 from rich.console import Console
 
+from ldm.app.adapting import trained_problems
 from ldm.app.beginning import beginning_problems
 from ldm.app.job import Job, build_job, describe_plan
 from ldm.cli import ConfigError
@@ -23,7 +24,7 @@ REQUEUE = 75
 
 def train(cfg: Config) -> int:
     """Trains what the configuration says. Returns the exit code: 0, or 75 to be started again."""
-    raise_all(check_train(cfg) + beginning_problems(cfg))
+    raise_all(check_train(cfg) + beginning_problems(cfg) + trained_problems(cfg))
     from ldm.training import run_folder, run_lock
 
     run_dir = Path(cfg["run_dir"])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ldm import rng
+from ldm.app.adapting import Trained, make_trained
 from ldm.app.beginning import Beginning
 from ldm.parts import build, build_objective, fit_problems, raise_all, run_settings
 
@@ -33,7 +34,8 @@ class Job:
         if self.encoders is not None:
             from ldm.io.frozen import save_frozen
 
-            save_frozen(folder, self.encoders.codec, self.encoders.text)
+            unet = self.module.unet if self.card["frozen"].get("unet") else None
+            save_frozen(folder, self.encoders.codec, self.encoders.text, unet)
 
 
 def build_job(cfg: Config, checkpoint: Path | None = None) -> Job:
@@ -89,6 +91,11 @@ def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginnin
     parent = begin.initialise(unet, card)
     if parent is not None:
         card["parent"] = parent
+    trained = make_trained(cfg, unet, text)
+    raise_all(_cached_context_problems(data, trained))
+    card |= trained.card(unet)
+    if trained.freezes_unet:
+        card["frozen"]["unet"] = "frozen/unet.safetensors"
     encoders = FrozenEncoders(
         codec,
         text,
@@ -105,6 +112,8 @@ def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginnin
         **_common(cfg, plan),
         channels_last=settings.channels_last,
         compile=settings.compile,
+        adapters=trained.adapters,
+        train=trained.own,
     )
     return Job(module, data, plan, card, encoders, defaults)
 
@@ -121,22 +130,55 @@ def _common(cfg: Config, plan: Any) -> Config:
 
 
 def _vae(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginning) -> Job:
+    from ldm.io.checkpoint import read, tensors_hash
     from ldm.io.configs import plain
     from ldm.io.frozen import load_vae_weights
-    from ldm.models.vae import build_vae
+    from ldm.models.vae import AutoencoderKL, build_vae
     from ldm.training.vae_module import VAEModule
 
-    config = build(cfg["models"]["vae"])
+    config, train = build(cfg["models"]["vae"]), cfg["models"].get("vae_train", "all")
     source = cfg["init_from"] or cfg["models"]["vae_weights"]
-    vae = load_vae_weights(config, source) if source else build_vae(config)
     card = _card(cfg, data) | {"vae": {"config": plain(asdict(config))}}
-    module = VAEModule(
-        vae,
-        build(cfg["training"]["vae_loss"]),
-        card=card,
-        **_common(cfg, plan),
-    )
+    if begin.checkpoint is not None:  # has the weights, and says where they came from
+        vae = build_vae(config)
+        card |= {k: v for k, v in read(begin.checkpoint)["card"].items() if k == "parent"}
+    elif source:
+        vae = load_vae_weights(config, source)
+        card["parent"] = {"source": source, "hash": tensors_hash(dict(vae.state_dict()))}
+    else:
+        vae = build_vae(config)
+    if not isinstance(vae, AutoencoderKL):
+        raise ValueError("models/vae=identity has no weights to train; choose another models/vae")
+    if train != "all":
+        card["vae"]["train"] = train
+        if "parent" not in card:
+            raise ValueError(
+                f"models.vae_train={train} without weights: the random encoder would stay as it "
+                "is; give init_from=FILE, or models.vae_train=all"
+            )
+    loss = build(cfg["training"]["vae_loss"])
+    judges = _judges(loss, data.size)
+    if judges["perceptual"] is not None:
+        card["vae"]["perceptual"] = judges["perceptual"].hash()
+    module = VAEModule(vae, loss, **judges, train=train, card=card, **_common(cfg, plan))
     return Job(module, data, plan, card, None, None)
+
+
+def _judges(loss: Any, size: int) -> Config:
+    """The networks that the VAE's loss asks, None for those that it does not."""
+    from ldm.models.patch_discriminator import PatchDiscriminator
+    from ldm.training.perceptual import load_perceptual
+
+    perceptual = load_perceptual(loss.perceptual_weights) if loss.perceptual else None
+    if not loss.gan.weight:
+        return {"perceptual": perceptual, "discriminator": None}
+    discriminator = PatchDiscriminator(width=loss.gan.width, layers=loss.gan.layers)
+    if size < discriminator.smallest:
+        raise ValueError(
+            f"data.size={size} px is too small for training.vae_loss.gan.layers="
+            f"{loss.gan.layers}, which needs {discriminator.smallest} px; use fewer layers"
+        )
+    return {"perceptual": perceptual, "discriminator": discriminator}
 
 
 def _clip(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginning) -> Job:
@@ -150,6 +192,18 @@ def _clip(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginning) ->
         **_common(cfg, plan),
     )
     return Job(module, data, plan, card, None, None)
+
+
+def _cached_context_problems(data: Any, trained: Trained) -> list[str]:
+    """Where contexts come from a cache although what makes them is trained."""
+    if data.layout is None or not data.layout.context:
+        return []
+    if "text" not in trained.own and "text" not in trained.adapters:
+        return []
+    return [
+        "the shards hold cached text contexts, which would not change while the text encoder is "
+        "trained; make them without (cache_latents.py text=false), or leave the text encoder alone"
+    ]
 
 
 def _cache_problems(data: Any, codec: Any, text: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from functools import lru_cache
@@ -49,12 +50,20 @@ def load_recipes(cfg: Config, wishes: list[Wish], device: str) -> tuple[Pipeline
     pipe = pipeline.load(
         checkpoint, weights=asked["weights"] or "ema", device=device, dtype=asked["dtype"] or "auto"
     )
+    adapters = asked_adapters(cfg["adapter"] or kept.get("adapters") or [])
+    for path, strength in adapters:
+        pipe.attach(path, strength=strength, name=path)
     model = pipe.fingerprint()
     own = {
         "checkpoint": checkpoint,
         "weights": pipe.weights,
         "dtype": DTYPE_NAMES[next(pipe.unet.parameters()).dtype],
         "model": model,
+        **(
+            {"adapters": [f"{path}:{strength:g}" for path, strength in adapters]}
+            if adapters
+            else {}
+        ),
     }
     digest = lru_cache(maxsize=None)(_hash)
     recipes = [{**_recipe(wish, pipe, digest), **own} for wish in wishes]
@@ -76,6 +85,27 @@ def load_recipes(cfg: Config, wishes: list[Wish], device: str) -> tuple[Pipeline
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
     return pipe, recipes
+
+
+def asked_adapters(given: str | list[str]) -> list[tuple[str, float]]:
+    """`path` or `path:strength`, one or many. Raises ValueError with everything that is wrong."""
+    found, problems = [], []
+    for text in [given] if isinstance(given, str) else given:
+        path, colon, number = text.rpartition(":")
+        try:
+            found.append((path, float(number)) if colon else (text, 1.0))
+        except ValueError:
+            found.append((text, 1.0))  # a path with a colon in it
+    for path, strength in found:
+        if not math.isfinite(strength):
+            problems.append(f"adapter={path}:{strength}; give a finite strength, 1 as trained")
+        if not Path(path).expanduser().exists():
+            problems.append(f"adapter={path} does not exist; give path or path:strength")
+    paths = [path for path, _ in found]
+    problems += [f"adapter={path} is given twice" for path in set(paths) if paths.count(path) > 1]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return found
 
 
 def _kept(cfg: Config) -> Config:

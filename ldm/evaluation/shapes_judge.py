@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from ldm.data import shapes
-from ldm.data.shapes import EASY, Task
+from ldm.data.shapes import EASY, HARD, Task
 from ldm.images import from_pil, from_uint8
 
 # B pictures  K masks  P pixels of one picture  S shapes
@@ -78,21 +79,33 @@ def score(
     """How many pictures show what their captions say. pixels: [B,3,H,W] in [-1,1] or pictures."""
     if len(pixels) != len(captions) or not len(captions):
         raise ValueError(f"{len(pixels)} pictures, {len(captions)} captions: give equally many")
-    asked = [task.parse(caption) for caption in captions]
     seen = judge(pixels, task=task)
-    right = np.array(
-        [
-            (got.colour == want.colour, got.shape == want.shape, got.size == want.size)
-            for want, got in zip(asked, seen, strict=True)
-        ]
-    )
-    ground = np.array([got.ground == want.ground for want, got in zip(asked, seen, strict=True)])
+    right = agreement(seen, captions, task=task)
     confusion = {shape: dict.fromkeys((*task.shapes, NONE), 0) for shape in task.shapes}
-    for want, got in zip(asked, seen, strict=True):
-        confusion[want.shape][got.shape or NONE] += 1
-    colour, shape, size = right.mean(axis=0).tolist()
-    every = float((right.all(axis=1) & ground).mean())
+    for caption, got in zip(captions, seen, strict=True):
+        confusion[task.parse(caption).shape][got.shape or NONE] += 1
+    colour, shape, size, every = right.mean(axis=0).tolist()
     return ShapesScore(colour, shape, size, every, len(captions), confusion)
+
+
+def agreement(
+    seen: Sequence[Verdict], captions: Sequence[str], *, task: Task = EASY
+) -> npt.NDArray[np.bool_]:
+    """Where pictures show what their captions say, [N,4]: colour, shape, size, everything."""
+    asked = [task.parse(caption) for caption in captions]
+    rows = [
+        (got.colour == want.colour, got.shape == want.shape, got.size == want.size)
+        for want, got in zip(asked, seen, strict=True)
+    ]
+    right = np.array(rows, dtype=np.bool_).reshape(-1, 3)
+    ground = [got.ground == want.ground for want, got in zip(asked, seen, strict=True)]
+    every = right.all(axis=1) & np.array(ground, dtype=np.bool_)
+    return np.column_stack([right, every])
+
+
+def task_of(captions: Sequence[str]) -> Task | None:
+    """The task all these captions are of; None where a caption is of none."""
+    return next((task for task in (EASY, HARD) if all(_of(task, c) for c in captions)), None)
 
 
 def judge_accuracy(n: int, seed: int, *, task: Task = EASY) -> ShapesScore:
@@ -114,6 +127,14 @@ def judge(pixels: Tensor | Sequence[Image.Image], *, task: Task = EASY) -> list[
         for chunk in torch.split(values, _CHUNK)
         for verdict in _judged(_resized(chunk), task)
     ]
+
+
+def _of(task: Task, caption: str) -> bool:
+    try:
+        task.parse(caption)
+    except ValueError:
+        return False
+    return True
 
 
 def _judged(values: Tensor, task: Task) -> list[Verdict]:

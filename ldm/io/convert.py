@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ldm.io.diffusers_write import save_folder
 from ldm.io.load import Model, build, open_source
+from ldm.io.merged import has_adapters, merged
 from ldm.io.modelcard import write_model_card
 from ldm.io.native import complete_card, save_run
 from ldm.io.said import Hints
@@ -30,7 +31,8 @@ FORWARD = 1e-5  # largest difference of one forward pass in fp32; the weights ar
 class Conversion:
     """What is converted, and how. dtype None: every part as it is stored.
 
-    with_ema: format=single also holds the averaged weights beside the raw ones.
+    with_ema: format=single also holds the averaged weights beside the raw ones. adapters: path and
+    strength of each that is merged into the weights, after those that the model itself has.
     """
 
     input: str
@@ -42,6 +44,7 @@ class Conversion:
     overwrite: bool = False
     licence: str | None = None
     hints: Hints | None = None
+    adapters: tuple[tuple[str, float], ...] = ()
 
     def problems(self) -> list[str]:
         """Everything wrong with the options, before any file is read."""
@@ -88,6 +91,10 @@ def convert(conversion: Conversion) -> Parts:
     if problems:
         raise ValueError("\n".join(problems))
     source = open_source(conversion.input, weights=conversion.weights, hints=conversion.hints)
+    if conversion.adapters or has_adapters(source):
+        if conversion.with_ema:
+            raise ValueError("with_ema=true keeps two networks; adapters are merged into one")
+        source = merged(source, conversion.adapters)
     parts = parts_of(source, DTYPES.get(conversion.dtype or ""))
     log.info("%s is a %s model, %s weights", conversion.input, source.form, parts.weights)
     target = conversion.output

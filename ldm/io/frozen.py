@@ -2,6 +2,7 @@
 
     frozen/vae.safetensors    our VAE's weights under diffusers' names
     frozen/text/              the text encoder: config, safetensors, tokenizer
+    frozen/unet.safetensors   the UNet, where a run trains adapters or the text encoder alone
 
 The card says what they are and holds their hashes, so a run folder is complete by itself.
 """
@@ -16,11 +17,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.io.checkpoint import tensors_hash
 from ldm.io.configs import plain, vae_config
-from ldm.io.reading import is_document, open_tensors
+from ldm.io.reading import TensorFile, is_document, open_tensors
 from ldm.io.source import fill
 from ldm.io.vae_names import vae_under_own_names
 from ldm.models.codec import Codec
@@ -30,15 +31,21 @@ from ldm.models.vae import Autoencoder, IdentityVAEConfig, VAEConfig, build_vae
 
 VAE_FILE = "vae.safetensors"
 TEXT_FOLDER = "text"
+UNET_FILE = "unet.safetensors"
 ASSETS = Path(__file__).parents[1] / "assets" / "tiny"
 
 
-def save_frozen(folder: Path, codec: Codec, text: TextEncoder) -> None:
-    """Writes both into `folder` (a run's frozen/), unless they are there already."""
+def save_frozen(
+    folder: Path, codec: Codec, text: TextEncoder, unet: nn.Module | None = None
+) -> None:
+    """Writes them into `folder` (a run's frozen/), unless they are there already."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / VAE_FILE
     if not path.exists():
         write_tensors(path, dict(codec.vae.state_dict()))
+    if unet is not None and not (folder / UNET_FILE).exists():
+        tensors = dict(unet.state_dict())
+        write_tensors(folder / UNET_FILE, tensors, metadata={"hash": tensors_hash(tensors)})
     if not (folder / TEXT_FOLDER).exists():
         temporary = folder / f".tmp-{TEXT_FOLDER}"  # what a killed process left half-written
         shutil.rmtree(temporary, ignore_errors=True)
@@ -53,6 +60,21 @@ def vae_card(codec: Codec, source: str | None) -> dict[str, Any]:
         "source": source,
         "hash": tensors_hash(dict(codec.vae.state_dict())),
     }
+
+
+def frozen_unet(card: Mapping[str, Any], folder: Path) -> TensorFile | None:
+    """The UNet that a run did not train, not read; None where it did. Raises ValueError."""
+    relative = card.get("frozen", {}).get("unet")
+    if relative is None:
+        return None
+    file = open_tensors(inside(folder, relative))
+    found = file.metadata.get("hash", "")
+    if found != card["unet_hash"]:
+        raise ValueError(
+            f"{file.path} is another UNet than the one trained with: {found[:12]}… is not "
+            f"{card['unet_hash'][:12]}…"
+        )
+    return file
 
 
 def load_codec(card: Mapping[str, Any], folder: Path, *, dtype: torch.dtype) -> Codec:

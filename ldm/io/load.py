@@ -6,17 +6,18 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ldm.adapters.attach import Adapter
 from ldm.io import checkpoint as files
+from ldm.io.adapted import restore, with_trained, without_prefix
 from ldm.io.configs import plain, unet_config
 from ldm.io.diffusers import has_unet_only, is_diffusers, open_folder, open_unet
-from ldm.io.frozen import ASSETS, load_codec, load_text_encoder, write_tensors
+from ldm.io.frozen import ASSETS, frozen_unet, load_codec, load_text_encoder, write_tensors
 from ldm.io.hub import HUB_ID, download
 from ldm.io.kinds import kind_of
 from ldm.io.native import EXTRAS, complete_card
@@ -41,26 +42,30 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Model:
-    """Everything a path holds. weights: which of them the network has, `ema` or `raw`."""
+    """Everything a path holds. weights: which of them the network has, `ema` or `raw`; adapters:
+    those that were trained on it, attached, by `unet` and `text`."""
 
     unet: UNet
     codec: Codec
     text: TextEncoder
     card: dict[str, Any]
     weights: str
+    adapters: dict[str, Adapter] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Found:
     """A trained network in one of our own formats, not built. path: the .ckpt or export folder.
 
-    networks: its tensors by which weights they are; weights: the chosen ones.
+    networks: its tensors by which weights they are; weights: the chosen ones. beside: the chosen
+    tensors of what else was trained, adapters and text encoder, named as in the document.
     """
 
     card: dict[str, Any]
     networks: Mapping[str, Tensors]
     path: Path
     weights: str
+    beside: Tensors = field(default_factory=dict)
 
     @property
     def tensors(self) -> Tensors:
@@ -152,7 +157,9 @@ def build(source: Source, dtype: torch.dtype = torch.float32) -> Model:
             card=card, networks=source.networks, weights=source.weights, codec=codec, text=text
         )
         card = complete_card(parts)
-    return Model(unet.eval().requires_grad_(False), codec, text, card, source.weights)
+    unet.eval().requires_grad_(False)
+    adapters = restore(card, source.beside, unet, text.module)
+    return Model(unet, codec, text, card, source.weights, adapters)
 
 
 def open_source(path: str | Path, *, weights: str = "ema", hints: Hints | None = None) -> Source:
@@ -179,7 +186,7 @@ def open_source(path: str | Path, *, weights: str = "ema", hints: Hints | None =
         weights=found.weights,
         file=found.path if found.path.is_file() else found.path / MODEL_FILE,
         codec=lambda dtype: load_codec(card, home, dtype=dtype),
-        text=partial(load_text_encoder, card, home),
+        text=lambda: with_trained(load_text_encoder(card, home), found.beside),
         dtypes={
             "unet": dtype_of(found.tensors),
             "vae": dtype_of(open_tensors(vae)),
@@ -187,6 +194,7 @@ def open_source(path: str | Path, *, weights: str = "ema", hints: Hints | None =
         },
         extras=open_tensors(extras) if extras.is_file() else {},
         stated={k: found.card["objective"][k] for k in ("prediction", "schedule")},
+        beside=found.beside,
     )
 
 
@@ -247,18 +255,18 @@ def _from_document(path: Path, weights: str) -> Found:
     document = files.read(path.resolve())
     card = files.check_card(document.get("card"), str(path))
     prefix = PREFIXES[card["task"]]
-    state = document["state_dict"]
-    networks = {"raw": _part(state, prefix)}
+    states: dict[str, Tensors] = {"raw": document["state_dict"]}
     if document["ema"] is not None:
-        averaged = {**state, **document["ema"]["shadows"]}
-        networks = {"ema": _part(averaged, prefix), **networks}
+        states = {"ema": {**states["raw"], **document["ema"]["shadows"]}, **states}
     elif card.get("weights") == "ema":  # converted from a file with the averaged ones only
-        networks = {"ema": networks["raw"]}
-    return Found(card, networks, path.resolve(), choose(networks, weights, str(path)))
-
-
-def _part(state: Tensors, prefix: str) -> Tensors:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        states = {"ema": states["raw"]}
+    networks: dict[str, Tensors] = {k: without_prefix(v, prefix) for k, v in states.items()}
+    if card.get("frozen", {}).get("unet"):
+        base = frozen_unet(card, _frozen_home(path.resolve(), card))
+        networks = dict.fromkeys(states, base)
+    chosen = choose(networks, weights, str(path))
+    beside = {k: v for k, v in states[chosen].items() if not k.startswith(prefix)}
+    return Found(card, networks, path.resolve(), chosen, beside)
 
 
 def _frozen_home(path: Path, card: Mapping[str, Any]) -> Path:

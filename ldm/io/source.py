@@ -66,7 +66,7 @@ class Source:
     tensors under our names, by which weights they are; weights: the chosen ones; file: where they
     lie; dtypes: of unet, vae and text as stored; extras: tensors that the model does not use and
     that a conversion carries along; stated: specs of prediction and schedule, where the file says
-    them.
+    them; beside: the chosen tensors of a run's adapters and trained text encoder (see adapted.py).
     """
 
     form: str
@@ -80,6 +80,7 @@ class Source:
     dtypes: Mapping[str, torch.dtype]
     extras: Tensors = field(default_factory=dict)
     stated: Mapping[str, Any] = field(default_factory=dict)
+    beside: Tensors = field(default_factory=dict)
 
     @property
     def unet(self) -> Tensors:

@@ -35,6 +35,8 @@ def load(
     default = torch.bfloat16 if torch.device(chosen).type == "cuda" else torch.float32
     model = load_model(path, weights=weights, dtype=DTYPES[dtype] or default)
     sampling = {**model.card["sampling"], "size": tuple(model.card["sampling"]["size"])}
+    for adapter in model.adapters.values():
+        adapter.to(chosen)
     pipeline = Pipeline(
         model.unet.to(chosen),
         model.codec.to(chosen),
@@ -44,6 +46,7 @@ def load(
         null=model.card["null"],
         device=chosen,
         weights=model.weights,
+        adapters=model.adapters,
     )
     pipeline.card = model.card
     return pipeline

@@ -5,18 +5,21 @@ B batch, C latent channels, h x w latent size, H x W picture size in px.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ldm.adapters.attach import Adapter
 from ldm.diffusion.objective import Objective
 from ldm.models.codec import Codec
 from ldm.models.text.base import TextEncoder
 from ldm.pipeline import inputs
+from ldm.pipeline.adapting import Adapters
 from ldm.pipeline.batches import BatchSize
 from ldm.pipeline.drawing import Parts, Request, concat, draw, first_batch, inverted
 from ldm.pipeline.identity import fingerprint
@@ -51,7 +54,9 @@ class Pipeline:
         null: str,
         device: torch.device | str = "cpu",
         weights: str = "ema",
+        adapters: Mapping[str, Adapter] | None = None,
     ) -> None:
+        """adapters: attached already, by `unet` and `text`, as a run has trained them."""
         own = text.spec()["null"]
         if own != null:
             raise ValueError(
@@ -67,6 +72,7 @@ class Pipeline:
         self.weights = weights
         self.device = torch.device(device)
         self.card: dict[str, Any] = {}
+        self.adapters = Adapters(unet, text.module, adapters)
         known = (0, codec.latent_channels + 1)
         if self.parts.extra_channels not in known:
             raise ValueError(
@@ -74,6 +80,25 @@ class Pipeline:
                 f"{codec.latent_channels} latent ones; known are {known[0]}, and {known[1]} "
                 "(mask and masked picture, to inpaint)"
             )
+
+    def attach(self, path: str | Path, *, strength: float = 1.0, name: str | None = None) -> str:
+        """From now on draws with an adapter as well: a LoRA or hypernetwork file, or a run here.
+
+        Several add up; their names (the file's, unless given) are for `detach` and
+        `adapters.set_strength`. Raises FileNotFoundError, or ValueError that says what the path
+        holds instead, or what does not fit.
+        """
+        from ldm.io.adapter_file import read_adapter
+
+        file = read_adapter(path, weights=self.weights)
+        name = name or file.path.stem
+        parts = file.build(self.unet, self.text.module)
+        self.adapters.attach(parts, name=name, strength=strength, source=str(path))
+        return name
+
+    def detach(self, name: str) -> None:
+        """From now on draws without it, exactly as before it was attached."""
+        self.adapters.detach(name)
 
     @property
     def parts(self) -> Parts:
@@ -246,8 +271,10 @@ class Pipeline:
 
     def fingerprint(self) -> str:
         """Tells this model, with these weights in this dtype, from any other."""
-        modules = (self.unet, self.codec.vae, self.text.module)
-        facts = {"objective": self.objective.spec(), "scale": self.codec.scale}
+        modules = (self.unet, self.codec.vae, self.text.module, *self.adapters.modules())
+        facts: dict[str, Any] = {"objective": self.objective.spec(), "scale": self.codec.scale}
+        if len(self.adapters):
+            facts["adapters"] = list(self.adapters.strengths().values())
         return fingerprint(modules, facts)
 
     def _request(

@@ -43,6 +43,7 @@ class TrainedModule(L.LightningModule):
         has_dropout: bool,
     ) -> None:
         super().__init__()
+        self.strict_loading = False  # on_load_checkpoint compares the names, of kept_parts alone
         self.plan = plan
         self.optim = optim
         self.seed = seed
@@ -67,6 +68,18 @@ class TrainedModule(L.LightningModule):
         """Begins averaging whatever is trainable; None trains without."""
         if half_life is not None:
             self._ema = EMA(self.named_parameters(), half_life=half_life)
+
+    @property
+    def kept_parts(self) -> tuple[str, ...]:
+        """The submodules that the document holds, whole: those of which anything is trained.
+
+        The others' weights are the same at every step, and the run folder has them in frozen/.
+        """
+        return tuple(
+            name
+            for name, part in self.named_children()
+            if any(parameter.requires_grad for parameter in part.parameters())
+        )
 
     @property
     def ema(self) -> EMA | None:
@@ -248,6 +261,8 @@ class TrainedModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.settle()
+        state, kept = checkpoint["state_dict"], self.kept_parts
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if k.split(".")[0] in kept}
         checkpoint["samples_seen"] = self.samples_seen
         checkpoint["card"] = {**self.card, "samples_seen": self.samples_seen}
         checkpoint["ema"] = None if self._ema is None else self._ema.state_dict()
@@ -256,6 +271,12 @@ class TrainedModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_card(checkpoint.get("card"), "checkpoint")
+        own = {name for name in self.state_dict() if name.split(".")[0] in self.kept_parts}
+        odd = sorted(own ^ checkpoint["state_dict"].keys())
+        if odd:
+            raise ValueError(
+                f"the checkpoint holds weights of other parts: {len(odd)} names differ, {odd[:3]}"
+            )
         self.samples_seen = checkpoint["samples_seen"]
         if self._ema is not None and checkpoint["ema"] is not None:
             self._ema.load_state_dict(checkpoint["ema"])

@@ -13,6 +13,7 @@ from torch import Tensor
 from ldm import rng
 from ldm.models.codec import Codec
 from ldm.models.text.base import TextEncoder
+from ldm.training.inpainting import InpaintingSettings, joined
 from ldm.types import Conditioning, ImageBatch, LatentBatch
 
 T = TypeVar("T")
@@ -24,7 +25,8 @@ class FrozenEncoders:
     cache_captions, cache_latents: how many encoded captions and pictures to keep in memory (the
     least recently used go first); 0 encodes everything anew. With a cache every miss is encoded
     alone, so that what a row becomes does not depend on the rows beside it: a resumed run, whose
-    cache is empty, goes on bit for bit.
+    cache is empty, goes on bit for bit. inpainting: which masks a network that inpaints is trained
+    on; None for any other network.
     """
 
     def __init__(
@@ -35,10 +37,12 @@ class FrozenEncoders:
         seed: int,
         cache_captions: int = 0,
         cache_latents: int = 0,
+        inpainting: InpaintingSettings | None = None,
     ) -> None:
         self.codec = codec
         self.text = text
         self.seed = seed
+        self.inpainting = inpainting
         self.finite: Tensor | None = None
         self._contexts: _Cache[Conditioning] = _Cache(cache_captions)
         self._moments: _Cache[Tensor] = _Cache(cache_latents)
@@ -67,25 +71,39 @@ class FrozenEncoders:
         return torch.cat(rows)
 
     @torch.no_grad()
+    def concat(self, batch: ImageBatch | LatentBatch, purpose: str) -> Tensor | None:
+        """[B,1+C,h,w] for a network that inpaints: a mask, and the latents of what it leaves.
+
+        purpose: of the masks' keys, so that validation has masks of its own. Raises ValueError for
+        latents, of which no part can be hidden.
+        """
+        if self.inpainting is None:
+            return None
+        if isinstance(batch, LatentBatch):
+            raise ValueError("cached latents cannot be masked; train with data.format=images")
+        mask = self.inpainting.masks(batch, self.seed, purpose)  # [B,1,H,W]
+        return joined(self.codec, batch, mask, self.seed)
+
     def conditioning(self, batch: ImageBatch | LatentBatch) -> Conditioning:
         """context [B,L,D] of the batch's captions, from the batch itself when it was cached."""
         if isinstance(batch, LatentBatch) and batch.context is not None:
             return Conditioning(batch.context)
         return self.encode(batch.captions)
 
-    @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Conditioning:
-        """Captions to context, through the cache when there is one."""
+        """Captions to context, through the cache when there is one.
+
+        With gradients where the text encoder is trained or adapted, and then without a cache.
+        """
         if not self._contexts.size:
             return self.text.encode(list(captions))
         return Conditioning.cat(
             self._contexts.rows(captions, lambda row: self.text.encode([captions[row]]))
         )
 
-    @torch.no_grad()
     def null(self) -> Conditioning:
-        """The null context [1,L,D], encoded once."""
-        if self._null is None:
+        """The null context [1,L,D], encoded once; each time where the text encoder is trained."""
+        if self._null is None or self.text.gradients:
             self._null = self.text.null(1)
         return self._null
 

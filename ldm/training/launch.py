@@ -8,10 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from lightning.fabric.plugins.environments import ClusterEnvironment
 
 T = TypeVar("T")
 Devices = int | Literal["auto"]
@@ -47,22 +50,68 @@ class Processes:
         return said  # type: ignore[return-value]
 
 
+@dataclass(frozen=True)
+class Launcher:
+    """Who has started the processes of this job, how many in all, and how many on each machine."""
+
+    name: str
+    world: int
+    per_node: int
+
+
+def launcher() -> Launcher | None:
+    """torchrun, or srun of a SLURM job; None: we start them ourselves."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        sizes = (int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        return Launcher("torchrun", *sizes)
+    if not _in_slurm() or _without_srun():
+        return None
+    world = int(os.environ["SLURM_NTASKS"])
+    nodes = int(os.environ.get("SLURM_NNODES", "1"))
+    return Launcher("srun", world, int(os.environ.get("SLURM_NTASKS_PER_NODE", world // nodes)))
+
+
+def cluster_environment() -> list[ClusterEnvironment]:
+    """The plugin by which Lightning sees the launcher as we do, for a Trainer or a Fabric.
+
+    By itself it would wait for other tasks in a SLURM job whose script does not use srun, and at
+    SIGUSR1 write a checkpoint of its own and requeue the job.
+    """
+    from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+    if not _in_slurm() or "TORCHELASTIC_RUN_ID" in os.environ:
+        return []
+    return [LightningEnvironment() if _without_srun() else SLURMEnvironment(auto_requeue=False)]
+
+
+def _in_slurm() -> bool:
+    """Not in an interactive shell: programs that are called there are nobody's tasks."""
+    shell = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return "SLURM_NTASKS" in os.environ and not shell
+
+
+def _without_srun() -> bool:
+    """In the script of a job itself, which is no step of it."""
+    return "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ
+
+
 @contextmanager
 def launch(devices: Devices = 1, device: str = "auto") -> Iterator[Processes]:
-    """Starts `devices` processes of this script, or joins those that torchrun has started.
+    """Starts `devices` processes of this script, or joins those that torchrun or srun has started.
 
     auto: all GPUs, one process on a CPU. The script runs to here in each of them; what is wrong
-    should be found before. Raises ValueError when there are fewer devices or torchrun started
+    should be found before. Raises ValueError when there are fewer devices or the launcher started
     another number.
     """
     kind = _kind(device)
     count = _count(devices, kind, device)
-    launched = int(os.environ["LOCAL_WORLD_SIZE"]) if _by_torchrun() else None
-    if launched is not None and devices not in ("auto", 1, launched):
+    started = launcher()
+    if started is not None and devices not in ("auto", 1, started.per_node):
         raise ValueError(
-            f"devices={devices}, but torchrun started {launched} processes here; leave devices out"
+            f"devices={devices}, but {started.name} started {started.per_node} processes here; "
+            "leave devices out"
         )
-    world = int(os.environ["WORLD_SIZE"]) if _by_torchrun() else count
+    world = started.world if started is not None else count
     if world == 1:
         yield Processes(0, 1, kind if device == "auto" else device)
         return
@@ -71,20 +120,17 @@ def launch(devices: Devices = 1, device: str = "auto") -> Iterator[Processes]:
 
     for library in ("lightning.pytorch", "lightning.fabric"):  # banners
         logging.getLogger(library).setLevel(logging.WARNING)
-    per_node = launched or count
+    per_node = started.per_node if started is not None else count
     fabric = Fabric(
         accelerator=kind,
         devices=per_node,
         num_nodes=world // per_node,
         strategy=DDPStrategy(timeout=TIMEOUT),
+        plugins=cluster_environment(),
     )
     fabric.launch()
     yield Processes(fabric.global_rank, fabric.world_size, str(fabric.device))
     dist.destroy_process_group()  # not after an error: the others may be in the middle of a call
-
-
-def _by_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _kind(device: str) -> str:

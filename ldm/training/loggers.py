@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
+import logging
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
+from ldm.io.checkpoint import write_text
+
+log = logging.getLogger(__name__)
+METRICS = "metrics.csv"
+Row = dict[str, float]
 WANDB_MODES = ("auto", "online", "offline")
 
 
@@ -45,37 +51,104 @@ def build_loggers(
     return loggers
 
 
-class ResumableCSVLogger(CSVLogger):
-    """Lightning's CSV logger, but a resumed run appends to metrics.csv instead of deleting it."""
+class ResumableCSVLogger(Logger):
+    """metrics.csv: a row at once on disk, the rows of lost work gone at a resume.
+
+    A disk that takes no row is no reason to stop: the rows wait in memory, a warning says so once,
+    and they are written as soon as there is room. What is on disk is whole at any moment.
+    """
 
     def __init__(self, run_dir: Path, *, resume_from: int) -> None:
-        super().__init__(run_dir, name="", version="", flush_logs_every_n_steps=1)
+        super().__init__()
+        self.path = Path(run_dir) / METRICS
         self._resume_from = resume_from
+        self._columns: list[str] | None = None  # None: this process has not written yet
+        self._waiting: list[Row] = []
+        self._failing = False
 
     @property
-    def experiment(self) -> ExperimentWriter:  # type: ignore[override]
-        if self._experiment is None:
-            path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
-            rows = _rows_up_to(path, self._resume_from)
-            with warnings.catch_warnings():  # it deletes the old file; we have its rows
-                warnings.filterwarnings("ignore", message="Experiment logs directory")
-                writer = super().experiment
-            for row in rows:
-                writer.log_metrics(row, step=int(row["samples_seen"]))
-            writer.save()
-        return super().experiment  # type: ignore[no-any-return]
+    def name(self) -> str:
+        return ""
 
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # type: ignore[override]
-        super().log_metrics(metrics, step)
-        self.save()  # a killed run keeps its curve
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """config.yaml and the card have them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self._waiting.append(dict(metrics))
+        self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes the rows that wait."""
+        if not self._waiting:
+            return
+        try:
+            self._write()
+        except OSError as error:
+            if not self._failing:
+                log.warning("%s; the rows are kept in memory until it can be written", error)
+            self._failing = True
+            return
+        if self._failing:
+            log.info("%s is complete again: %d rows had waited", self.path, len(self._waiting))
+        self._failing, self._waiting = False, []
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+        if self._waiting:
+            log.warning("%s lacks its last %d rows", self.path, len(self._waiting))
+
+    def _write(self) -> None:
+        """All that waits, or nothing: raises OSError."""
+        new = set().union(*self._waiting)
+        if self._columns is not None and new <= set(self._columns) and self.path.is_file():
+            _append(self.path, _text(self._columns, self._waiting))
+            return
+        kept = _rows(self.path)
+        if self._columns is None:  # the first row of this process: what came later is lost work
+            kept = [row for row in kept if row["samples_seen"] <= self._resume_from]
+        columns = sorted(new.union(*kept))
+        write_text(self.path, _text(columns, [*kept, *self._waiting], header=True))
+        self._columns = columns
 
 
-def _rows_up_to(path: Path, samples: int) -> list[dict[str, float]]:
-    if not samples or not path.is_file():
+def _text(columns: list[str], rows: list[Row], *, header: bool = False) -> str:
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, fieldnames=columns, lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _append(path: Path, text: str) -> None:
+    """Takes back what of it a full disk has taken."""
+    size = path.stat().st_size
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError:
+        os.truncate(path, size)
+        raise
+
+
+def _rows(path: Path) -> list[Row]:
+    """The whole lines of a file; a process that was killed may have left half of one."""
+    if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-    return [row for row in rows if row["samples_seen"] <= samples]
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(whole.split("\n"))]
 
 
 def log_images(

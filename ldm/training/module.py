@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldm import rng
+from ldm.adapters.attach import Adapter
 from ldm.diffusion.objective import Objective
 from ldm.training.base import Batch, TrainedModule
 from ldm.training.dropout import drop_context
@@ -40,8 +43,14 @@ class DiffusionModule(TrainedModule):
         ema_half_life: float | None,
         channels_last: bool = False,
         compile: bool = False,
+        adapters: Mapping[str, Adapter] | None = None,
+        train: Sequence[str] = ("unet",),
     ) -> None:
-        has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in unet.modules())
+        """adapters: attached already, by `unet` or `text`; train: whose own weights are trained."""
+        networks = [unet, *(adapters or {}).values()]
+        has_dropout = any(
+            isinstance(m, nn.Dropout) and m.p > 0 for net in networks for m in net.modules()
+        )
         super().__init__(
             plan=plan,
             optim=optim,
@@ -52,12 +61,25 @@ class DiffusionModule(TrainedModule):
         )
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.unet = unet.to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.adapters = nn.ModuleDict(adapters)
         self.encoders = encoders
         self.objective = objective
         self.caption_dropout = caption_dropout
         self._memory_format = memory_format
         self._compile = compile
+        self._choose_trained(train)
         self.start_ema(ema_half_life)
+
+    def _choose_trained(self, train: Sequence[str]) -> None:
+        """Gradients for what is trained alone; a text encoder that is becomes a submodule."""
+        if "unet" not in train:
+            self.unet.requires_grad_(False)
+        text = self.encoders.text
+        if "text" in train:
+            text.unfreeze()
+            self.text = text.module
+        elif "text" in self.adapters:
+            text.allow_gradients()
 
     @property
     def validation_names(self) -> tuple[str, ...]:
@@ -83,7 +105,7 @@ class DiffusionModule(TrainedModule):
     def batch_loss(self, batch: Batch, batch_number: int) -> dict[str, Tensor]:
         x0 = self.encoders.latents(batch)  # [B,C,h,w]
         cond = self.encoders.conditioning(batch)  # [B,L,D]
-        cond = self._drop(cond, batch.index)
+        cond = replace(self._drop(cond, batch.index), concat=self.encoders.concat(batch, "mask"))
         t = self._times(batch.index, batch_number)  # [B]
         eps = self._noise(x0, batch.index)
         losses = self.losses(x0, eps, self.objective.schedule.at(t), cond, batch.index)
@@ -138,6 +160,7 @@ class DiffusionModule(TrainedModule):
         """
         x0 = self.encoders.latents(batch)
         cond = self.encoders.conditioning(batch)
+        cond = replace(cond, concat=self.encoders.concat(batch, "val-mask"))
         place = rng.permutation(self.seed, "val-place", 0, total).to(batch.index.device)
         fraction = (
             place[batch.index % total] + rng.uniform(self.seed, "val-time", batch.index)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
+
+from ldm.training.eight_bit import eight_bit_adamw, eight_bit_problems
+from ldm.training.groups import parameter_groups, problems_of, rules_of
 
 SHAPES = ("constant", "cosine", "linear")
 
@@ -17,7 +21,8 @@ class OptimSettings:
     """AdamW (Loshchilov & Hutter 2019) and the course of its learning rate, in samples.
 
     decay_start: the fraction of the run after which `linear` and `cosine` begin to fall (0: right
-    after the warm-up); final: the fraction of lr that they reach at the end.
+    after the warm-up); final: the fraction of lr that they reach at the end; groups: what some
+    parameters do otherwise, by glob (groups.py); eight_bit: moments of 8 bits (eight_bit.py).
     """
 
     lr: float
@@ -28,6 +33,8 @@ class OptimSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.01
+    groups: Mapping[str, Any] = field(default_factory=dict)
+    eight_bit: bool = False
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, each with what is allowed."""
@@ -41,33 +48,29 @@ class OptimSettings:
                 found.append(f"training.optim.{name}={getattr(self, name)}; allowed: 0 to 1")
         if self.warmup < 0:
             found.append(f"training.optim.warmup={self.warmup}; samples, 0 or more")
-        return found
+        found += problems_of(self.groups, "training.optim.groups")
+        return found + (eight_bit_problems() if self.eight_bit else [])
 
     def summary(self) -> str:
-        """The course of the learning rate in words."""
-        start = f"warm-up over {self.warmup:,} samples, " if self.warmup else ""
-        if self.shape == "constant":
-            return f"{start}{self.lr:g}"
-        end = f"{self.shape} to {self.final * self.lr:g} from {self.decay_start:.0%} on"
-        return f"{start}{self.lr:g}, {end}"
+        """The course of the learning rate in words, and who learns otherwise."""
+        text = f"warm-up over {self.warmup:,} samples, " if self.warmup else ""
+        text += f"{self.lr:g}"
+        if self.shape != "constant":
+            end = f"{self.final * self.lr:g} from {self.decay_start:.0%} on"
+            text += f", {self.shape} to {end}"
+        parts = [text, *(f"{glob}: {rule}" for glob, rule in rules_of(self.groups).items())]
+        return "; ".join(parts + ["8-bit moments"] * self.eight_bit)
 
 
 def build_optimizer(
     settings: OptimSettings, parameters: Iterable[tuple[str, nn.Parameter]], *, fused: bool
-) -> torch.optim.AdamW:
-    """AdamW in two groups: matrices decay, vectors (norms, biases) do not."""
-    trainable = [p for _, p in parameters if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=fused,
+) -> torch.optim.Optimizer:
+    """AdamW over what is trainable, in the groups of groups.py."""
+    groups = parameter_groups(
+        settings.groups, parameters, lr=settings.lr, weight_decay=settings.weight_decay
     )
+    kind = eight_bit_adamw() if settings.eight_bit else torch.optim.AdamW
+    return kind(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
 def lr_factor(settings: OptimSettings, total_samples: int) -> Callable[[int], float]:

@@ -24,6 +24,7 @@ class RunSettings:
     save_every: Samples = 10_000
     keep_checkpoints: int = 2
     caption_dropout: float = 0.1
+    train: list[str] | None = None
     compile: bool = False
     channels_last: bool = False
     gradient_clip: float | None = 1.0

@@ -14,7 +14,7 @@ from ldm.io.configs import differences
 
 # the classes: parts of the card that they cover
 CARD = {
-    "architecture": ("task", "unet", "vae", "text"),
+    "architecture": ("task", "unet", "vae", "text", "train", "adapters", "unet_hash"),
     "objective": ("objective", "null"),
     "batch": ("batch_size",),
     "data": ("data",),
@@ -55,6 +55,7 @@ NOT_OF_THE_RUN = (
     "run_dir",
     "models",
     "diffusion",
+    "adapters",
 )
 
 
@@ -83,7 +84,7 @@ def changes(
         Change(path, before, now, kind)
         for kind, keys in CARD.items()
         for key in keys
-        for path, (before, now) in differences(old_card.get(key), card.get(key), key)
+        for path, (before, now) in differences(_said(old_card, key), _said(card, key), key)
         if _last(path) not in MOVABLE
     ]
     if old_config is None:
@@ -121,6 +122,11 @@ def _kind(path: str, config: Mapping[str, Any]) -> str | None:
             harmless = path.startswith("data.") and _last(path) in HARMLESS_DATA
             return None if harmless else kind
     return None
+
+
+def _said(card: Mapping[str, Any], key: str) -> Any:
+    """Of a card; older ones do not say what every run then trained."""
+    return card.get(key, ["unet"] if key == "train" else None)
 
 
 def _last(path: str) -> str:

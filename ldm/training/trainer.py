@@ -18,6 +18,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfi
 from lightning.pytorch.strategies import DDPStrategy
 
 from ldm.training.callbacks.checkpointing import DocumentIO
+from ldm.training.launch import cluster_environment, launcher
 from ldm.training.plan import Plan
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -54,7 +55,19 @@ class TrainerSettings:
             found.append(f"training.trainer.num_nodes={self.num_nodes}; 1 or more")
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             found.append("training.trainer.accelerator=gpu, but torch sees no GPU; use auto or cpu")
-        return found
+        return found or self._launcher_problems()
+
+    def _launcher_problems(self) -> list[str]:
+        """Where torchrun or srun started other processes than the run needs: it would hang."""
+        started, needed = launcher(), self.device_count * self.num_nodes
+        if started is None or started.world == needed:
+            return []
+        count, per_node = started.world, started.per_node
+        return [
+            f"{started.name} started {count} process(es), {per_node} on each machine, but "
+            f"training.trainer.devices={self.devices} x num_nodes={self.num_nodes} is {needed}; "
+            f"set devices={per_node} num_nodes={count // per_node}, or start {needed}"
+        ]
 
     @property
     def device_count(self) -> int:
@@ -69,8 +82,10 @@ class TrainerSettings:
     @property
     def world_size(self) -> int:
         """Processes of the whole run; under torchrun or SLURM, what the launcher says."""
-        launched = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS")
-        return int(launched) if launched else self.device_count * self.num_nodes
+        if "WORLD_SIZE" in os.environ:  # also of processes that Lightning has started
+            return int(os.environ["WORLD_SIZE"])
+        started = launcher()
+        return started.world if started is not None else self.device_count * self.num_nodes
 
 
 def build_trainer(
@@ -111,7 +126,7 @@ def build_trainer(
         use_distributed_sampler=False,
         callbacks=list(callbacks),
         logger=list(loggers),
-        plugins=[DocumentIO()],
+        plugins=[DocumentIO(), *cluster_environment()],
         log_every_n_steps=1 << 30,  # we log ourselves, in samples
         profiler=_profiler(settings.profiler, run_dir),
         enable_model_summary=False,

@@ -23,8 +23,11 @@ from ldm.training.base import TrainedModule
 from ldm.training.callbacks.sampling import SampleGrid
 from ldm.training.module import DiffusionModule
 
-RANK = int(os.environ.get("LOCAL_RANK", 0))
 _WRITES = {"os.rename", "os.remove", "os.symlink", "os.link", "os.mkdir", "os.rmdir"}
+
+
+def rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def arm(*, kind: str, **values: Any) -> None:
@@ -37,6 +40,7 @@ def arm(*, kind: str, **values: Any) -> None:
         "bytes": kill_at_byte,
         "full_disk": full_disk,
         "sigterm": sigterm,
+        "sigterm_to_all": sigterm_to_all,
         "raise_in_sampling": raise_in_sampling,
         "nonfinite": nonfinite,
     }[kind](**values)
@@ -139,32 +143,54 @@ def full_disk(samples: list[int]) -> None:
 
 def happened(folder: str) -> None:
     """Leaves a note of when."""
-    Path(folder, f"fault-{RANK}").write_text(json.dumps(time.time()))
+    Path(folder, f"fault-{rank()}").write_text(json.dumps(time.time()))
 
 
-def sigterm(ranks: list[int], micro: int, folder: str) -> None:
-    """These ranks get SIGTERM at the beginning of their micro-batch number `micro`."""
+def at_micro_batch(micro: int, do: Callable[[], object]) -> None:
+    """At the beginning of this process's micro-batch number `micro`."""
     original, count = TrainedModule.training_step, 0
 
     def training_step(self: TrainedModule, batch: Any, batch_idx: int) -> Any:
         nonlocal count
-        if count == micro and RANK in ranks:
-            happened(folder)
-            os.kill(os.getpid(), signal.SIGTERM)
+        if count == micro:
+            do()
         count += 1
         return original(self, batch, batch_idx)
 
     TrainedModule.training_step = training_step  # type: ignore[method-assign]
 
 
-def raise_in_sampling(rank: int, folder: str) -> None:
+def sigterm(ranks: list[int], micro: int, folder: str) -> None:
+    """These ranks get SIGTERM, each by itself."""
+
+    def send() -> None:
+        if rank() in ranks:
+            happened(folder)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    at_micro_batch(micro, send)
+
+
+def sigterm_to_all(number: str, micro: int, folder: str) -> None:
+    """The whole process group gets a signal, data workers and helpers too, as from SLURM, a
+    container's end or `kill -- -PGID`."""
+
+    def send() -> None:
+        if rank() == 0:
+            happened(folder)
+            os.killpg(0, signal.Signals[number])
+
+    at_micro_batch(micro, send)
+
+
+def raise_in_sampling(on: int, folder: str) -> None:
     """One rank cannot draw; the others wait for its pictures."""
     original = SampleGrid._draw
 
     def draw(self: SampleGrid, *arguments: Any) -> Any:
-        if rank == RANK:
+        if on == rank():
             happened(folder)
-            raise RuntimeError(f"no picture on rank {rank}")
+            raise RuntimeError(f"no picture on rank {on}")
         return original(self, *arguments)
 
     SampleGrid._draw = draw  # type: ignore[method-assign]
@@ -179,3 +205,19 @@ def nonfinite(index: int) -> None:
         return torch.where(bad, float("inf"), 1.0) * original(self, *arguments)
 
     DiffusionModule.losses = losses  # type: ignore[method-assign]
+
+
+# -- what is trained on ---------------------------------------------------------------------------
+
+
+def note_samples(folder: str) -> None:
+    """Every micro-batch of this rank as a line of samples-RANK: [[i, key], …]."""
+    original = TrainedModule.training_step
+
+    def training_step(self: TrainedModule, batch: Any, batch_idx: int) -> Any:
+        with Path(folder, f"samples-{rank()}").open("a") as file:
+            rows = list(zip(batch.index.tolist(), batch.keys, strict=True))
+            file.write(json.dumps(rows) + "\n")
+        return original(self, batch, batch_idx)
+
+    TrainedModule.training_step = training_step  # type: ignore[method-assign]

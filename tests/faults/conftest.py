@@ -41,10 +41,11 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., i
 
     def run(cfg: dict[str, Any], *, kind: str = "none", **fault: Any) -> int:
         order = {"cfg": cfg, "fault": {"kind": kind, **fault}, "log": str(log)}
+        order |= {"world": 1, "notes": None}
         log.write_text("")
         server.stdin.write(json.dumps(order) + "\n")
         server.stdin.flush()
-        status = int(server.stdout.readline())
+        (status,) = json.loads(server.stdout.readline())
         if status == 1:
             print(log.read_text()[-4000:])  # pytest shows it when the test fails
         return status
@@ -73,7 +74,7 @@ def broken_run(tiny_line: Callable[..., list[str]], tmp_path: Path) -> Callable[
         folder = tmp_path / "notes"
         folder.mkdir()
         fault = {"kind": kind, **fault}
-        if kind in ("sigterm", "raise_in_sampling"):
+        if kind in ("sigterm", "sigterm_to_all", "raise_in_sampling"):
             fault["folder"] = str(folder)
         with (tmp_path / "stderr").open("w+") as stderr:
             process = subprocess.Popen(

@@ -41,13 +41,37 @@ def test_sigterm_saves_and_asks_to_be_started_again(
     assert document(run_dir)["samples_seen"] == 32
 
 
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_to_the_whole_process_group(
+    broken_run: Callable[..., Any],
+    tiny_cfg: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    document: Callable[[Path], dict[str, Any]],
+    number: str,
+) -> None:
+    """Both ranks and their data workers get it at once: the workers leave it to the ranks."""
+    run_dir = tmp_path / "run"
+    long = (f"run_dir={run_dir}", "training.max_samples=1e6", "training.save_every=null")
+    two = (*TWO, "data.num_workers=1")
+    ended = broken_run(*two, *long, kind="sigterm_to_all", number=number, micro=9)
+    assert ended.codes == {0: "75", 1: "75"}, ended.stderr[-3000:]
+    assert ended.returncode == 75
+    assert ended.seconds < 30
+    assert "DataLoader worker" not in ended.stderr
+    assert document(run_dir)["samples_seen"] == 24
+    assert not (run_dir / "run.lock").exists()
+    more = ("resume=auto", "training.micro_batch=1", "training.max_samples=32")
+    assert app.train(tiny_cfg(run_dir, *more)) == 0
+    assert document(run_dir)["samples_seen"] == 32
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_cannot_draw_ends_all(
     broken_run: Callable[..., Any], tmp_path: Path, rank: int
 ) -> None:
     """The other waits for its pictures; the time-out of a collective is 30 minutes."""
     changes = (*TWO, f"run_dir={tmp_path / 'run'}", "training.sample_every=8")
-    ended = broken_run(*changes, kind="raise_in_sampling", rank=rank)
+    ended = broken_run(*changes, kind="raise_in_sampling", on=rank)
     assert ended.returncode != 0
     assert f"no picture on rank {rank}" in ended.stderr
     assert ended.seconds < 60

@@ -17,5 +17,5 @@ if __name__ == "__main__":
     try:
         run(train, config="train")
     except SystemExit as end:
-        Path(os.environ["LDM_NOTES"], f"exit-{breaking.RANK}").write_text(str(end.code))
+        Path(os.environ["LDM_NOTES"], f"exit-{breaking.rank()}").write_text(str(end.code))
         raise

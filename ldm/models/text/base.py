@@ -47,6 +47,10 @@ class TextEncoder(Protocol):
         """How many captions were cut so far (in this process)."""
 
     @property
+    def gradients(self) -> bool:
+        """Whether gradients pass: the weights are trained, or an adapter is."""
+
+    @property
     def null_kind(self) -> str:
         """'empty' or 'zeros'; what guidance uses must be what dropout used."""
 

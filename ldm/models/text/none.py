@@ -23,6 +23,7 @@ class NoText:
     max_tokens = 0
     truncated = 0
     null_kind = "empty"
+    gradients = False
 
     def __init__(self) -> None:
         self.module = nn.Identity()

@@ -20,8 +20,9 @@ log = logging.getLogger(__name__)
 class Metrics(Callback):
     """Loss, learning rate, gradient norm and images/s every `plan.log_every` samples.
 
-    The only place of the loop that waits for the device. Unusable samples are counted and listed
-    here, and end the run above the configured ratio.
+    The only place of the loop that waits for the device. A number that is not finite is left out of
+    the row: the gradient norm of a dropped step, the loss as long as every step was dropped.
+    Unusable samples are counted and listed here, and end the run above the configured ratio.
     """
 
     def __init__(self, quarantine: Quarantine) -> None:
@@ -56,6 +57,7 @@ class Metrics(Callback):
         self.quarantine.check(module.samples_seen // module.plan.world_size)
         seconds = time.perf_counter() - self._since - module.paused_s
         metrics = {f"train/{name}": value for name, value in means.items()}
+        diverged = not math.isfinite(means["loss"]) and not module.skips.in_a_row
         metrics["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         metrics["grad_norm"] = float(module.grad_norm)
         metrics["images_per_s"] = (module.samples_seen - self._seen) / max(seconds, 1e-9)
@@ -64,12 +66,14 @@ class Metrics(Callback):
         metrics |= module.extra_metrics()
         if module.device.type == "cuda":
             metrics["memory_gib"] = torch.cuda.max_memory_allocated(module.device) / 2**30
-        module.record(metrics)
-        module.last_metrics = metrics
+        known = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        module.record(known)
+        if "train/loss" in known:  # not when every step so far was dropped
+            module.last_metrics = known
         self._restart(module)
-        if not math.isfinite(metrics["train/loss"]):
+        if diverged:
             raise RuntimeError(
-                f"the loss is {metrics['train/loss']} after {module.samples_seen} samples "
+                f"the loss is {means['loss']} after {module.samples_seen} samples "
                 f"(gradient norm {metrics['grad_norm']}); lower training.optim.lr or check the "
                 "data; the last checkpoint is from before"
             )

@@ -97,7 +97,6 @@ class SampleGrid(Callback):
         world, rank, count = trainer.world_size, trainer.global_rank, len(self.prompts)
         share = -(-count // world)
         mine = [min(rank + k * world, count - 1) for k in range(share)]
-        cond, null = self._encoded(mine)
         self.pipeline.device = module.device
         use_ema = self.weights == "ema" and module.ema is not None
         was_training = module.training
@@ -107,13 +106,14 @@ class SampleGrid(Callback):
             torch.inference_mode(),
             trainer.strategy.precision_plugin.forward_context(),
         ):
+            cond, null = self._encoded(mine)
             x0 = self.pipeline.latents(cond, null, [self.seeds[j] for j in mine])
             pictures = to_uint8(self.pipeline.codec.decode(x0))
         module.train(was_training)
         return pictures.to(module.device).clone()  # NCCL gathers on the device only
 
     def _encoded(self, mine: list[int]) -> tuple[Conditioning, Conditioning]:
-        if self._contexts is None:
+        if self._contexts is None or self.pipeline.text.gradients:  # of a trained text encoder
             with torch.inference_mode():
                 text = self.pipeline.text
                 self._contexts = (text.encode([self.prompts[j] for j in mine]), text.null(1))

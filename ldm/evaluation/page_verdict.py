@@ -1,0 +1,103 @@
+"""Who is best by what, and which of that may be chance?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ldm.evaluation.page_folder import Entry, Evaluation
+from ldm.evaluation.page_words import labels, listed, with_interval, within
+from ldm.page import Text
+
+MAX_PAIRED = 6
+
+
+@dataclass(frozen=True)
+class _Best:
+    """A metric's best entry. clear: its interval meets that of no other; None without intervals."""
+
+    metric: str
+    entry: str
+    clear: bool | None
+
+
+def verdict(evaluation: Evaluation) -> list[Text]:
+    """The answer first, then how far it carries."""
+    said = labels(evaluation)
+    if len(evaluation.entries) == 1:
+        return [_alone(evaluation.entries[0])]
+    best = [found for name in evaluation.metrics() if (found := _best(evaluation, name))]
+    sentences = [*_winners(best, said), *_paired(evaluation)]
+    shown = [Text("\n\n".join(sentences), tone="lead")] if sentences else []
+    return shown + _caution(best)
+
+
+def _alone(entry: Entry) -> Text:
+    numbers = [f"{within(name)} {with_interval(m)}" for name, m in entry.metrics.items()]
+    return Text(f"{entry.name}: {listed(numbers) or 'nothing was measured'}.", tone="lead")
+
+
+def _best(evaluation: Evaluation, name: str) -> _Best | None:
+    """None where fewer than two entries have it, or the best ones are alike."""
+    found = {
+        entry.id: measured
+        for entry in evaluation.entries
+        if (measured := entry.metrics.get(name)) and math.isfinite(measured.value)
+    }
+    if len(found) < 2:
+        return None
+    sign = 1 if evaluation.metrics()[name].better == "lower" else -1
+    order = sorted(found, key=lambda key: sign * found[key].value)
+    first, second = (found[key] for key in order[:2])
+    if first.value == second.value:
+        return None
+    ends = [found[key].interval for key in order]
+    mine = ends[0]
+    if mine is None or not all(ends):
+        return _Best(name, order[0], None)
+    apart = all(other and (other[1] < mine[0] or mine[1] < other[0]) for other in ends[1:])
+    return _Best(name, order[0], apart)
+
+
+def _winners(best: Sequence[_Best], said: Mapping[str, str]) -> list[str]:
+    """A is best by FID and KID; B by recall."""
+    by_entry: dict[str, list[str]] = {}
+    for one in best:
+        by_entry.setdefault(one.entry, []).append(within(one.metric))
+    order = sorted(by_entry, key=lambda key: -len(by_entry[key]))
+    if not order:
+        return []
+    first, *others = (f"{said[key]} {{}}by {listed(by_entry[key])}" for key in order)
+    return [
+        "; ".join([first.replace("{}", "is best ", 1), *(o.replace("{}", "", 1) for o in others)])
+        + "."
+    ]
+
+
+def _paired(evaluation: Evaluation) -> list[str]:
+    """The texts of paired comparisons: those first that are no chance."""
+
+    def is_chance(pair: Mapping[str, object]) -> bool:
+        low, high = pair.get("low"), pair.get("high")
+        known = isinstance(low, (int, float)) and isinstance(high, (int, float))
+        return not known or low <= 0 <= high  # type: ignore[operator]
+
+    pairs = sorted((pair for pair in evaluation.paired if pair.get("text")), key=is_chance)
+    texts = [str(pair["text"]).strip() for pair in pairs]
+    return [text if text.endswith(".") else f"{text}." for text in texts[:MAX_PAIRED]]
+
+
+def _caution(best: Sequence[_Best]) -> list[Text]:
+    chance = [within(one.metric) for one in best if one.clear is False]
+    unknown = [within(one.metric) for one in best if one.clear is None]
+    sentences = []
+    if chance:
+        sentences.append(
+            f"The best one's interval meets another's, so it may be chance: {listed(chance)}."
+        )
+    if unknown:
+        sentences.append(
+            f"There is no interval, so small differences say nothing: {listed(unknown)}."
+        )
+    return [Text(" ".join(sentences))] if sentences else []
