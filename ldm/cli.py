@@ -52,12 +52,17 @@ FREE_TEXT = frozenset(
         "data.license",
         "data.train.shards",
         "data.val.shards",
+        "data.shards",
+        "extractor",
+        "clip",
         "data.cache_dir",
         "models.vae_weights",
         "models.text.source",
         "models.text.tokenizer",
         "compare",
         "adapter",
+        "adapters.token",
+        "adapters.initializer",
         "base",
         "against",
         "recipe",
@@ -86,7 +91,10 @@ def run(task: Task, *, config: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     original = list(sys.argv)
     try:
-        arguments = encode(original[1:])
+        typed = original[1:]
+        if config == "evaluate":  # elsewhere `data` is a group
+            typed = [re.sub(r"^(\+\+)?data=", "data.shards=", a) for a in typed]
+        arguments = encode(typed)
         first = next((i for i, a in enumerate(arguments) if _ARGUMENT.fullmatch(a)), len(arguments))
         arguments[first:first] = _HYDRA  # beside the others: argparse wants overrides in one run
         sys.argv[1:] = arguments

@@ -9,19 +9,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ldm.adapters.attach import Adapter
 from ldm.adapters.hypernetwork import Hypernetwork, HypernetworkConfig, context_widths
 from ldm.adapters.lora import DEFAULT_TARGETS_KOHYA, LoRA, LoRAConfig
+from ldm.adapters.token import NewToken, embedding_of
 
-KINDS: dict[str, type[LoRA] | type[Hypernetwork]] = {"lora": LoRA, "hypernetwork": Hypernetwork}
+KINDS: dict[str, type[LoRA] | type[Hypernetwork] | type[NewToken]] = {
+    "lora": LoRA,
+    "hypernetwork": Hypernetwork,
+    "token": NewToken,
+}
+
+
+class Text(Protocol):
+    """What adapters need of a text encoder (ldm.models.text.base.TextEncoder)."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def ids_of(self, text: str) -> list[int]: ...
 
 
 class AdapterSettings(Protocol):
     """What a node of conf/adapters builds."""
 
-    def build(self, unet: nn.Module, text: nn.Module | None) -> dict[str, Adapter]:
+    def build(self, unet: nn.Module, text: Text | None) -> dict[str, Adapter]:
         """New adapters, not attached. Raises ValueError where they do not fit."""
 
 
@@ -29,7 +44,7 @@ class AdapterSettings(Protocol):
 class NoAdapters:
     """The networks' own weights are trained."""
 
-    def build(self, unet: nn.Module, text: nn.Module | None) -> dict[str, Adapter]:
+    def build(self, unet: nn.Module, text: Text | None) -> dict[str, Adapter]:
         return {}
 
 
@@ -57,14 +72,14 @@ class LoRASettings:
         elif self.text_rank is not None:
             raise ValueError(f"text_rank={self.text_rank}, but text_targets names no layers")
 
-    def build(self, unet: nn.Module, text: nn.Module | None) -> dict[str, Adapter]:
+    def build(self, unet: nn.Module, text: Text | None) -> dict[str, Adapter]:
         built: dict[str, Adapter] = {}
         if self.targets:
             built["unet"] = LoRA(unet, self._unet())
         if self.text_targets:
             if text is None:
                 raise ValueError("text_targets are given, but this text encoder has no network")
-            built["text"] = LoRA(text, self._text())
+            built["text"] = LoRA(text.module, self._text())
         if not built:
             raise ValueError("targets and text_targets are both empty: nothing would be trained")
         return built
@@ -107,7 +122,7 @@ class HypernetworkSettings:
     def __post_init__(self) -> None:
         self._config()
 
-    def build(self, unet: nn.Module, text: nn.Module | None) -> dict[str, Adapter]:
+    def build(self, unet: nn.Module, text: Text | None) -> dict[str, Adapter]:
         widths = context_widths(unet, cross_only=self.cross_only)
         return {"unet": Hypernetwork(widths, self._config())}
 
@@ -119,6 +134,44 @@ class HypernetworkSettings:
             activate_output=self.activate_output,
             dropout=self.dropout,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextualInversionSettings:
+    """A new word of the text encoder. vectors: how many stand for it; initializer: known words
+    whose rows they begin as, one after the other; "": random ones of the rows' mean and spread."""
+
+    token: str
+    vectors: int = 1
+    initializer: str = ""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.token or any(letter.isspace() for letter in self.token):
+            problems.append(f"token={self.token!r}; give a word without blanks, as <thing>")
+        if self.vectors < 1:
+            problems.append(f"vectors={self.vectors}; give 1 or more")
+        if problems:
+            raise ValueError("TextualInversionSettings: " + "; ".join(problems))
+
+    def build(self, unet: nn.Module, text: Text | None) -> dict[str, Adapter]:
+        if text is None:
+            raise ValueError("a new word needs a text encoder with a network")
+        return {"text": NewToken(self.token, self._first(text))}
+
+    @torch.no_grad()
+    def _first(self, text: Text) -> Tensor:
+        table = embedding_of(text.module).weight.float()
+        if not self.initializer:
+            noise = torch.randn(self.vectors, table.shape[1])
+            return table.mean(0) + table.std(0) * noise.to(table.device)
+        ids = text.ids_of(self.initializer)
+        if len(ids) > self.vectors:
+            raise ValueError(
+                f"initializer={self.initializer!r} is {len(ids)} tokens, vectors={self.vectors}; "
+                f"give vectors={len(ids)} or a shorter word"
+            )
+        return table[[ids[i % len(ids)] for i in range(self.vectors)]].clone()
 
 
 def from_spec(spec: Mapping[str, Any], base: nn.Module) -> Adapter:

@@ -37,14 +37,16 @@ class Trained:
 def make_trained(cfg: Config, unet: Any, text: Any) -> Trained:
     """Builds the adapters and attaches them. Raises ValueError where they do not fit."""
     from ldm.adapters.attach import attach
+    from ldm.io.adapted import introduce
 
     network = text.module if any(True for _ in text.module.parameters()) else None
-    adapters = build(cfg["adapters"]).build(unet, network)
+    adapters = build(cfg["adapters"]).build(unet, None if network is None else text)
     own = cfg["training"]["train"]
     if own is None:
         own = () if adapters else ("unet",)
     _check_text(cfg, adapters, own, text, network)
     for part, adapter in adapters.items():
+        introduce(adapter, text)
         attach({"unet": unet, "text": network}[part], adapter)
     return Trained(adapters, tuple(own))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ldm.adapters.attach import Adapter, attach
 from ldm.adapters.settings import from_spec
+from ldm.adapters.token import NewToken
 from ldm.io.source import check_fit
 from ldm.models.text.base import TextEncoder
 
@@ -17,13 +18,13 @@ ADAPTERS, TEXT = "adapters.", "text."  # in a document's state_dict
 
 
 def built(
-    card: Mapping[str, Any], tensors: Mapping[str, Tensor], unet: nn.Module, text: nn.Module
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], unet: nn.Module, text: TextEncoder
 ) -> dict[str, Adapter]:
     """The adapters of a card with their weights, not attached, by `unet` and `text`.
 
     tensors: named as in a document. Raises ValueError for what does not fit.
     """
-    bases, found = {"unet": unet, "text": text}, {}
+    bases, found = {"unet": unet, "text": text.module}, {}
     for part, spec in (card.get("adapters") or {}).items():
         if part not in bases:
             raise ValueError(f"the card has adapters of {part!r}; known: {', '.join(bases)}")
@@ -38,13 +39,30 @@ def built(
 
 
 def restore(
-    card: Mapping[str, Any], tensors: Mapping[str, Tensor], unet: nn.Module, text: nn.Module
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], unet: nn.Module, text: TextEncoder
 ) -> dict[str, Adapter]:
     """As `built`, and attached."""
     found = built(card, tensors, unet, text)
     for part, adapter in found.items():
-        attach({"unet": unet, "text": text}[part], adapter)
+        introduce(adapter, text)
+        attach({"unet": unet, "text": text.module}[part], adapter)
     return found
+
+
+def introduce(adapter: Adapter, text: TextEncoder) -> None:
+    """Lets the text encoder learn the word of a new token; nothing for other adapters.
+
+    Raises ValueError for a word that is known already.
+    """
+    if isinstance(adapter, NewToken):
+        adapter.rows.ids = text.learn(adapter.token, len(adapter.vectors))
+
+
+def withdraw(adapter: Adapter, text: TextEncoder) -> None:
+    """Undoes `introduce`."""
+    if isinstance(adapter, NewToken):
+        text.forget(adapter.token)
+        adapter.rows.ids = ()
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ A checkpoint is a document of tensors and plain containers, readable with
     checkpoints/s000012800.ckpt      the document after 12,800 samples
     checkpoints/s000012800.json      its manifest: size and blake2b hash, renamed into place first
     checkpoints/last.ckpt            a relative link to the newest
+    checkpoints/best.ckpt            one to the best by a metric, where one is kept
     run.lock                         which process writes here, while it does
     frozen/                          the frozen encoders, once
 """
@@ -28,6 +29,7 @@ import torch
 log = logging.getLogger(__name__)
 
 CARD_FORMAT = "ldm-card/1"
+BEST = "best.ckpt"
 _NAME = re.compile(r"s(\d{9,})\.ckpt")
 _PLAIN = (
     type(None),
@@ -125,16 +127,20 @@ def samples_of(path: Path) -> int:
 
 def point_last(path: Path) -> None:
     """Swaps `last.ckpt` to `path`; a relative link, so that a run folder can be moved."""
-    link = path.with_name("last.ckpt")
-    temporary = path.with_name(".tmp-last")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(path.name)
-    os.replace(temporary, link)
+    _point(path.with_name("last.ckpt"), path)
+
+
+def point_best(path: Path) -> None:
+    """Swaps `best.ckpt` to `path`, which is not rotated away as long as it is."""
+    _point(path.with_name(BEST), path)
 
 
 def rotate(folder: Path, keep: int, protect: frozenset[str] = frozenset()) -> list[Path]:
-    """Deletes all but the newest `keep` checkpoints; called only after a new one is valid."""
-    doomed = [p for p in list_checkpoints(folder)[:-keep] if p.name not in protect]
+    """Deletes all but the newest `keep` checkpoints and the best; called only after a new one is
+    valid."""
+    best = folder / BEST
+    kept = protect | {best.readlink().name if best.is_symlink() else BEST}
+    doomed = [p for p in list_checkpoints(folder)[:-keep] if p.name not in kept]
     for path in doomed:
         path.unlink()
         path.with_suffix(".json").unlink(missing_ok=True)
@@ -217,6 +223,13 @@ def _save(document: dict[str, Any], file: BinaryIO, path: Path) -> None:
         if isinstance(disk, OSError):
             raise OSError(disk.errno, disk.strerror, str(path)) from error
         raise
+
+
+def _point(link: Path, path: Path) -> None:
+    temporary = path.with_name(f".tmp-{link.stem}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(path.name)
+    os.replace(temporary, link)
 
 
 def _sync_folder(folder: Path) -> None:

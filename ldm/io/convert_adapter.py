@@ -11,6 +11,8 @@ from ldm.adapters.attach import Adapter
 from ldm.adapters.extract import extract
 from ldm.adapters.hypernetwork import Hypernetwork
 from ldm.adapters.lora import DEFAULT_TARGETS_KOHYA, DEFAULT_TARGETS_TEXT, LoRA
+from ldm.adapters.token import NewToken
+from ldm.io.embedding import SUFFIXES, read_embedding, write_embedding
 from ldm.io.hypernetwork import read_hypernetwork, write_hypernetwork
 from ldm.io.load import Model, build, open_source
 from ldm.io.lora import read_lora, write_lora
@@ -20,7 +22,9 @@ FORMATS = {  # by what is written: suffixes of its file
     "lora_kohya": (".safetensors",),
     "lora_diffusers": (".safetensors",),
     "hypernetwork": (".pt",),
+    "embedding": SUFFIXES,
 }
+WRITES = {LoRA: "lora_kohya or lora_diffusers", Hypernetwork: "hypernetwork", NewToken: "embedding"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,8 @@ class AdapterConversion:
         found = []
         suffixes = FORMATS[self.format]
         if self.output.suffix not in suffixes:
-            found.append(f"output={self.output}: format={self.format} ends in {suffixes[0]}")
+            ends = " or ".join(suffixes)
+            found.append(f"output={self.output}: format={self.format} ends in {ends}")
         if self.output.exists() and not self.overwrite:
             found.append(f"output={self.output} exists; overwrite=true replaces it")
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -52,7 +57,7 @@ class AdapterConversion:
             found.append("rank and text_rank belong to base=…, the model that input was tuned from")
         if self.base is not None and self.rank is None:
             found.append("base=… needs rank=…, of the LoRA that is extracted")
-        if self.base is not None and self.format == "hypernetwork":
+        if self.base is not None and not self.format.startswith("lora"):
             found.append("base=… extracts a LoRA; give format=lora_kohya or lora_diffusers")
         for name in ("rank", "text_rank"):
             value = getattr(self, name)
@@ -70,8 +75,14 @@ def convert_adapter(conversion: AdapterConversion) -> dict[str, int]:
     if problems:
         raise ValueError("\n".join(problems))
     model, parts = _extracted(conversion) if conversion.base else _trained(conversion)
+    kinds = {kind for kind in WRITES if any(isinstance(part, kind) for part in parts.values())}
+    if not any(conversion.format in WRITES[kind] for kind in kinds):
+        kind = kinds.pop()
+        raise ValueError(f"{conversion.input} has a {kind.__name__}; give format={WRITES[kind]}")
     if conversion.format == "hypernetwork":
         return _write_hypernetwork(conversion, parts)
+    if conversion.format == "embedding":
+        return _write_embedding(conversion, parts)
     return _write_lora(conversion, model, parts)
 
 
@@ -113,8 +124,6 @@ def _write_lora(
     conversion: AdapterConversion, model: Model, parts: dict[str, Adapter]
 ) -> dict[str, int]:
     loras = {part: adapter for part, adapter in parts.items() if isinstance(adapter, LoRA)}
-    if not loras:
-        raise ValueError(f"{conversion.input} has a hypernetwork; give format=hypernetwork")
     write_lora(
         conversion.output,
         unet=loras.get("unet"),
@@ -146,10 +155,19 @@ def _equal(lora: LoRA, other: LoRA, dtype: torch.dtype | None) -> bool:
 
 def _write_hypernetwork(conversion: AdapterConversion, parts: dict[str, Adapter]) -> dict[str, int]:
     network = parts["unet"]
-    if not isinstance(network, Hypernetwork):
-        raise ValueError(f"{conversion.input} has a LoRA; give format=lora_kohya or lora_diffusers")
+    assert isinstance(network, Hypernetwork)
     write_hypernetwork(conversion.output, network, name=conversion.output.stem)
     back = read_hypernetwork(conversion.output).network.state_dict()
     if any(not torch.equal(value, back[name]) for name, value in network.state_dict().items()):
         raise ValueError(f"{conversion.output}: what came back is not what was written")
     return {"unet": len(back)}
+
+
+def _write_embedding(conversion: AdapterConversion, parts: dict[str, Adapter]) -> dict[str, int]:
+    word = parts["text"]
+    assert isinstance(word, NewToken)
+    write_embedding(conversion.output, word.token, word.vectors)
+    back = read_embedding(conversion.output)
+    if back.token != word.token or not torch.equal(back.vectors, word.vectors.detach().cpu()):
+        raise ValueError(f"{conversion.output}: what came back is not what was written")
+    return {"text": 1}

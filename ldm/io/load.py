@@ -158,7 +158,7 @@ def build(source: Source, dtype: torch.dtype = torch.float32) -> Model:
         )
         card = complete_card(parts)
     unet.eval().requires_grad_(False)
-    adapters = restore(card, source.beside, unet, text.module)
+    adapters = restore(card, source.beside, unet, text)
     return Model(unet, codec, text, card, source.weights, adapters)
 
 

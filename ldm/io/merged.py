@@ -34,7 +34,7 @@ def merged(source: Source, adapters: Sequence[tuple[str, float]] = ()) -> Source
         detach(bases[part], adapter)
         merge(bases[part], adapter)
     for path, strength in adapters:
-        for part, adapter in read_adapter(path).build(*bases.values()).items():
+        for part, adapter in read_adapter(path).build(model.unet, model.text).items():
             merge(bases[part], adapter, strength)
     text = model.text.cast(source.dtypes["text"]).freeze()
     unet = {

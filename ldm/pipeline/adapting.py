@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 
 from ldm.adapters.attach import Adapter, attach, detach
+from ldm.io.adapted import introduce, withdraw
+from ldm.models.text.base import TextEncoder
 
 TRAINED = "trained"  # the name of those that a run trained and that came with its model
 
@@ -26,9 +28,10 @@ class Adapters:
     """What is attached to a pipeline's networks, by name; `attach` and `detach` keep count."""
 
     def __init__(
-        self, unet: nn.Module, text: nn.Module, trained: Mapping[str, Adapter] | None = None
+        self, unet: nn.Module, text: TextEncoder, trained: Mapping[str, Adapter] | None = None
     ) -> None:
-        self._bases = {"unet": unet, "text": text}
+        self._text = text
+        self._bases = {"unet": unet, "text": text.module}
         self._attached: dict[str, Attached] = {}
         if trained:
             self._attached[TRAINED] = Attached(trained, 1.0, "")
@@ -56,18 +59,27 @@ class Adapters:
             for part, adapter in parts.items():
                 device = next(self._bases[part].parameters()).device
                 adapter.to(device).eval().requires_grad_(False)
-                attach(self._bases[part], adapter, strength=strength)
+                introduce(adapter, self._text)
+                try:
+                    attach(self._bases[part], adapter, strength=strength)
+                except ValueError:
+                    withdraw(adapter, self._text)
+                    raise
                 done.append(part)
         except ValueError:
             for part in done:
-                detach(self._bases[part], parts[part])
+                self._take_off(part, parts[part])
             raise
         self._attached[name] = Attached(dict(parts), strength, source)
 
     def detach(self, name: str) -> None:
         for part, adapter in self[name].parts.items():
-            detach(self._bases[part], adapter)
+            self._take_off(part, adapter)
         del self._attached[name]
+
+    def _take_off(self, part: str, adapter: Adapter) -> None:
+        detach(self._bases[part], adapter)
+        withdraw(adapter, self._text)
 
     def set_strength(self, name: str, strength: float) -> None:
         entry = self[name]

@@ -72,7 +72,7 @@ class Pipeline:
         self.weights = weights
         self.device = torch.device(device)
         self.card: dict[str, Any] = {}
-        self.adapters = Adapters(unet, text.module, adapters)
+        self.adapters = Adapters(unet, text, adapters)
         known = (0, codec.latent_channels + 1)
         if self.parts.extra_channels not in known:
             raise ValueError(
@@ -82,7 +82,8 @@ class Pipeline:
             )
 
     def attach(self, path: str | Path, *, strength: float = 1.0, name: str | None = None) -> str:
-        """From now on draws with an adapter as well: a LoRA or hypernetwork file, or a run here.
+        """From now on draws with an adapter as well: a file of a LoRA, a hypernetwork or a new
+        word (textual inversion), or a run here.
 
         Several add up; their names (the file's, unless given) are for `detach` and
         `adapters.set_strength`. Raises FileNotFoundError, or ValueError that says what the path
@@ -92,7 +93,7 @@ class Pipeline:
 
         file = read_adapter(path, weights=self.weights)
         name = name or file.path.stem
-        parts = file.build(self.unet, self.text.module)
+        parts = file.build(self.unet, self.text)
         self.adapters.attach(parts, name=name, strength=strength, source=str(path))
         return name
 

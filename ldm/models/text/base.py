@@ -69,6 +69,18 @@ class TextEncoder(Protocol):
     def chunks_needed(self, prompts: Sequence[str], *, weighting: bool = True) -> int:
         """k of the longest prompt; 1 where the encoder has no chunks and cuts."""
 
+    def ids_of(self, text: str) -> list[int]:
+        """The token ids of a text, without start, end and pads."""
+
+    def learn(self, token: str, count: int) -> list[int]:
+        """Makes `token` a word of `count` new ids, for an adapter (adapters/token.py) to embed.
+
+        Raises ValueError for a word that is known already.
+        """
+
+    def forget(self, token: str) -> None:
+        """Makes a learnt word plain text again."""
+
     def null(self, n: int, chunks: int = 1) -> Conditioning:
         """The unconditional context [n,kL,D]: of the caption "" ('empty') or 'zeros', k times."""
 

@@ -45,6 +45,7 @@ class NetworkText(ABC):
         self.gradients = False
         self.trained = False
         self._hash = ""
+        self._new_ids = 0
         self.freeze()
 
     @property
@@ -89,6 +90,19 @@ class NetworkText(ABC):
     def chunks_needed(self, prompts: Sequence[str], *, weighting: bool = True) -> int:
         rows = split_prompts(prompts, self.tokens, weighting=weighting, chunked=self.chunked)
         return max(len(row) for row in rows)
+
+    def ids_of(self, text: str) -> list[int]:
+        return self.tokens.ids_of(text)
+
+    def learn(self, token: str, count: int) -> list[int]:
+        rows = max(m.num_embeddings for m in self.module.modules() if isinstance(m, nn.Embedding))
+        ids = list(range(rows + self._new_ids, rows + self._new_ids + count))
+        self.tokens.learn(token, ids)
+        self._new_ids += count
+        return ids
+
+    def forget(self, token: str) -> None:
+        self.tokens.forget(token)
 
     def null(self, n: int, chunks: int = 1) -> Conditioning:
         self._checked(chunks, 1)

@@ -39,6 +39,15 @@ class NoText:
     def chunks_needed(self, prompts: Sequence[str], *, weighting: bool = True) -> int:
         return 1
 
+    def ids_of(self, text: str) -> list[int]:
+        return []
+
+    def learn(self, token: str, count: int) -> list[int]:
+        raise ValueError(f"a model without captions cannot learn the word {token!r}")
+
+    def forget(self, token: str) -> None:
+        raise ValueError(f"a model without captions never learnt {token!r}")
+
     def null(self, n: int, chunks: int = 1) -> Conditioning:
         return Conditioning()
 

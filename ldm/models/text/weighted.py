@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.models.text.prompts import MAX_WEIGHT, Piece, Section, parse_prompts
-from ldm.models.text.tokens import CaptionTokens, Tokens, check_captions
+from ldm.models.text.tokens import CaptionTokens, Tokens, check_captions, start_and_end
 
 Weighted = list[tuple[int, float]]  # token ids and their weights, without start, end and pads
 
@@ -36,7 +36,7 @@ def split_prompts(
                 f"BREAK in prompts {many}: this text encoder reads a prompt as one piece of up to "
                 f"{tokens.max_tokens} tokens; take BREAK out, or turn weighting off"
             )
-        return [[[t for word in _words(row, tokens.tokenizer) for t in word]] for (row,) in parsed]
+        return [[[t for word in _words(row, tokens) for t in word]] for (row,) in parsed]
     start, end = start_and_end(tokens.tokenizer)
     room = tokens.max_tokens - len(start) - len(end)
     if room < 1:
@@ -45,7 +45,7 @@ def split_prompts(
         [
             chunk
             for section in sections
-            for chunk in cut_between_words(_words(section, tokens.tokenizer), room)
+            for chunk in cut_between_words(_words(section, tokens), room)
         ]
         for sections in parsed
     ]
@@ -63,24 +63,25 @@ def cut_between_words(words: Iterable[Weighted], room: int) -> list[Weighted]:
     return chunks
 
 
-def _words(section: Section, tokenizer: Any) -> Iterator[Weighted]:
+def _words(section: Section, tokens: CaptionTokens) -> Iterator[Weighted]:
     """Every piece is read alone, so a bracket inside a word makes two words of it."""
     for piece in section:
         # SentencePiece would give the blank at a bracket a token of its own.
         text = piece.text.strip() if len(section) > 1 else piece.text
-        read = tokenizer(text, add_special_tokens=False, verbose=False)
-        ids = read["input_ids"]
-        # A tokenizer written in Python does not say what a word is: each token is one.
-        owners = read.word_ids() if read.is_fast else range(len(ids))
-        for _, word in groupby(zip(owners, ids, strict=True), key=itemgetter(0)):
-            yield [(i, piece.weight) for _, i in word]
+        for part in tokens.pieces(text):
+            if isinstance(part, str):
+                yield from _read(part, piece.weight, tokens.tokenizer)
+            else:  # a new word
+                yield [(i, piece.weight) for i in part]
 
 
-def start_and_end(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text."""
-    read = tokenizer("a", return_special_tokens_mask=True)
-    ids, special = read["input_ids"], read["special_tokens_mask"]
-    return ids[: special.index(0)], ids[len(ids) - special[::-1].index(0) :]
+def _read(text: str, weight: float, tokenizer: Any) -> Iterator[Weighted]:
+    read = tokenizer(text, add_special_tokens=False, verbose=False)
+    ids = read["input_ids"]
+    # A tokenizer written in Python does not say what a word is: each token is one.
+    owners = read.word_ids() if read.is_fast else range(len(ids))
+    for _, word in groupby(zip(owners, ids, strict=True), key=itemgetter(0)):
+        yield [(i, weight) for _, i in word]
 
 
 def framed(
