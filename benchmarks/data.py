@@ -1,11 +1,14 @@
 """How fast do we read shards beside plain webdataset with Pillow, and how good are the pixels?
 
-    python benchmarks/data.py SHARDS [--size 256] [--seconds 4] [--latents N] [--out FILE.json]
+    python benchmarks/data.py [SHARDS] [--size 256] [--seconds 4] [--latents N] [--out FILE.json]
 
-SHARDS: a folder or glob of image shards. Per core: one process, one thread, CPU time of that
-process, files in the page cache; the contenders take turns. PSNR is to the reference resize:
-Lanczos in float64 over the whole picture, then the centre crop. The latents are shards of N drawn
-moments [8,32,32] float16 (16 KB a sample) in a temporary folder.
+SHARDS: a folder or glob of image shards; without it, only latents are measured. Per core: one
+process, one thread, CPU time of that process, files in the page cache; the contenders take turns.
+PSNR is to the reference resize: Lanczos in float64 over the whole picture, then the centre crop.
+The latents are shards of N drawn moments [8,32,32] float16 (16 KB a sample) in a temporary folder.
+The data wait is the share of a training step (tiny UNet, batch 64, [8,8,8] moments as its own VAE
+makes of 32 px, one worker process, no text encoder: as short a step as there is) that is spent in
+waiting for the next batch, by the clock.
 """
 
 from __future__ import annotations
@@ -21,10 +24,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import webdataset as wds
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -34,8 +40,12 @@ from ldm.data.picture_size import PICTURE_EXTS
 from ldm.data.settings import DataConfig, TrainSource, ValSource
 from ldm.data.source import open_data
 from ldm.data.transforms import Transform
+from ldm.models.unet import UNet, UNetConfig
+from ldm.models.vae import sample_moments
 
 BATCH = 64
+WARM_UP = 5  # steps
+TINY = Path(__file__).parents[1] / "conf" / "models" / "unet" / "tiny.yaml"
 ROUNDS = 5
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "Lanczos": Image.Resampling.LANCZOS}
 Pixels = NDArray[np.uint8]
@@ -43,19 +53,23 @@ Pixels = NDArray[np.uint8]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("shards")
+    parser.add_argument("shards", nargs="?")
     parser.add_argument("--size", type=int, default=256, help="px")
     parser.add_argument("--seconds", type=float, default=4.0, help="of CPU time a round")
     parser.add_argument("--latents", type=int, default=4000, help="samples; 0 leaves them out")
+    parser.add_argument("--steps", type=int, default=100, help="of training, for the data wait")
     parser.add_argument("--pictures", type=int, default=100, help="for the PSNR")
     parser.add_argument("--out", type=Path, help="json file for the numbers")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        found = {"images_per_s": image_rates(args.shards, args.size, args.seconds, scratch)}
-        found["psnr_db"] = quality(args.shards, args.size, args.pictures)
+        if args.shards:
+            found["images_per_s"] = image_rates(args.shards, args.size, args.seconds, scratch)
+            found["psnr_db"] = quality(args.shards, args.size, args.pictures)
         if args.latents:
             found["latents_per_s"] = latent_rates(Path(scratch), args.latents, args.seconds)
+            found["data_wait"] = data_wait(Path(scratch), args.latents, args.steps)
     print(json.dumps(found, indent=2))
     if args.out:
         args.out.write_text(json.dumps(found, indent=2) + "\n")
@@ -105,7 +119,7 @@ def plain(paths: list[str], size: int, name: str) -> Iterator[int]:
 
 def latent_rates(folder: Path, count: int, seconds: float) -> dict[str, list[float]]:
     """Cached moments through the training loader, and the same shards through webdataset."""
-    paths = write_latents(folder / "latents", count)
+    paths = write_latents(folder / "latents", count, shape=(8, 32, 32))
     config = DataConfig(
         train=TrainSource(shards=paths),
         val=ValSource(shards=paths[0]),
@@ -129,7 +143,45 @@ def plain_latents(paths: list[str]) -> Iterator[int]:
             yield len(batch)
 
 
-def write_latents(folder: Path, count: int) -> list[str]:
+def data_wait(folder: Path, count: int, steps: int) -> dict[str, float]:
+    """Per cent of the training steps' time, and the median step in ms."""
+    paths = write_latents(folder / "small", count, shape=(8, 8, 8))
+    config = DataConfig(
+        train=TrainSource(shards=paths),
+        val=ValSource(shards=paths[0]),
+        format="latents",
+        size=32,
+        num_workers=1,
+    )
+    data = open_data(config, seed=0)
+    loader = data.train_loader(micro_batch=BATCH, rank=0, world=1, start=0, pin_memory=False)
+    node = yaml.safe_load(TINY.read_text())
+    del node["_target_"]
+    unet = UNet(UNetConfig(**node))
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
+    context = torch.randn(BATCH, 8, unet.config.cross_attention_dim or 0)
+    waits, totals = [], []
+    batches = iter(loader)
+    for _ in range(WARM_UP + steps):
+        begin = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - begin
+        noise = torch.randn(len(batch), 4, 8, 8)
+        x0 = sample_moments(batch.moments.float(), torch.randn_like(noise))
+        F.mse_loss(unet(x0 + noise, torch.full((len(batch),), 500.0), context), noise).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        waits.append(waited)
+        totals.append(time.perf_counter() - begin)
+    waits, totals = waits[WARM_UP:], totals[WARM_UP:]
+    return {
+        "percent": round(100 * sum(waits) / sum(totals), 2),
+        "median_wait_ms": round(1e3 * statistics.median(waits), 2),
+        "median_step_ms": round(1e3 * statistics.median(totals), 1),
+    }
+
+
+def write_latents(folder: Path, count: int, *, shape: tuple[int, ...]) -> list[str]:
     folder.mkdir()
     draw = np.random.default_rng(0)
     paths = []
@@ -138,7 +190,7 @@ def write_latents(folder: Path, count: int) -> list[str]:
         with tarfile.open(paths[-1], "w", format=tarfile.USTAR_FORMAT) as archive:
             for n in range(start, min(start + 2000, count)):
                 buffer = io.BytesIO()
-                np.save(buffer, draw.standard_normal((8, 32, 32)).astype(np.float16))
+                np.save(buffer, draw.standard_normal(shape).astype(np.float16))
                 members = {"moments.npy": buffer.getvalue(), "txt": f"caption {n}".encode()}
                 for ext, data in members.items():
                     info = tarfile.TarInfo(f"{n:07d}.{ext}")

@@ -63,6 +63,8 @@ FREE_TEXT = frozenset(
         "adapter",
         "adapters.token",
         "adapters.initializer",
+        "replay",
+        "doctor.out",
         "base",
         "against",
         "recipe",

@@ -71,7 +71,7 @@ KEYS = {
         "offset_noise",
         "input_perturbation",
     ),
-    "training.callbacks": ("samples", "validation"),
+    "training.callbacks": ("samples", "validation", "evaluation"),
 }
 # the keys of sample.yaml that say what one picture is, which a line of a .jsonl file may hold too
 PICTURE: dict[str, Any] = {
@@ -86,7 +86,7 @@ PICTURE: dict[str, Any] = {
     "guidance_interval": list[float] | None,
     "tiled": bool | Literal["auto"] | None,
 }
-# the types of the other keys of sample.yaml, and those of evaluate.yaml that are no text
+# the types of the other keys of sample.yaml
 DRAWING: dict[str, dict[str, Any]] = {
     "sample": {
         **dict.fromkeys(("checkpoint", "prompts", "recipe", "weights", "dtype"), str | None),
@@ -95,11 +95,6 @@ DRAWING: dict[str, dict[str, Any]] = {
         "batch_size": int | Literal["auto"] | None,
         "devices": int | Literal["auto"],
         "adapter": str | list[str] | None,
-    },
-    "evaluate": {
-        **dict.fromkeys(("seeds", "first_seed", "batch_size"), int),
-        "steps": int | None,
-        "guidance": float | None,
     },
 }
 CHOICES = {"task": TASKS, "weights": ("ema", "raw"), "models.vae_dtype": tuple(DTYPES)}
@@ -149,7 +144,7 @@ def raise_all(problems: list[str]) -> None:
 
 
 def check_drawing(cfg: Config, config: str) -> list[str]:
-    """Every problem of the configuration of `sample` or `evaluate`."""
+    """Every problem of the configuration of `sample`."""
     problems = primary_problems(cfg, CONF / f"{config}.yaml")
     for key, hint in DRAWING[config].items():
         problems += type_problem(cfg[key], hint, key)

@@ -29,13 +29,16 @@ REPOSITORY = Path(__file__).parents[1]
 
 # -- markers that need something which may be missing ---------------------------------------------
 
+REFERENCES = ("diffusers", "peft", "scipy")
 _SKIPPED: dict[str, list[str]] = {}
 
 
 def _missing(marker: str) -> str | None:
     """Why the tests of a marker cannot run here; None when they can."""
-    if marker == "reference" and importlib.util.find_spec("diffusers") is None:
-        return "diffusers is not installed: pip install -e '.[reference]'"
+    if marker == "reference":
+        missing = [name for name in REFERENCES if importlib.util.find_spec(name) is None]
+        if missing:
+            return f"{', '.join(missing)} not installed: pip install -e '.[reference]'"
     if marker == "real_data":
         folder = os.environ.get("LDM_REAL_DATA")
         if not folder:

@@ -60,7 +60,7 @@ THIRD_PARTIES = {
     "cli": {"hydra", "omegaconf"},
     "check": {"hydra", "yaml"},
     "parts": {"hydra"},
-    "app": {"hydra", "omegaconf", "rich", "yaml"},
+    "app": {"hydra", "omegaconf", "rich", "yaml", "PIL", "numpy"},
 }
 # the text encoders' folders are read and written where transformers is
 TEXT = {"transformers", "tokenizers", "safetensors", "huggingface_hub"}

@@ -63,14 +63,22 @@ def test_it_goes_on_bit_for_bit_and_draws(
     differences: Callable[[Any, Any], list[str]],
 ) -> None:
     """Straight and interrupted, with cached latents; then the run folder inpaints."""
-    line = (*WIDE, "training.cache_latents=128", "training.val_every=16")
+    line = (
+        *WIDE,
+        "training.cache_latents=128",
+        "training.max_samples=16",
+        "training.save_every=8",
+        "training.sample_every=16",
+    )
     straight = tiny_run(tmp_path / "straight", *line)
     halved = tiny_run(tmp_path / "halved", *line)
-    (halved / "checkpoints" / "s000000032.ckpt").unlink()
+    (halved / "checkpoints" / "s000000016.ckpt").unlink()
     tiny_run(halved, *line, "resume=auto")
     one, other = document(straight), document(halved)
     for key in ("state_dict", "ema", "optimizer_states", "samples_seen"):
         assert not differences(one[key], other[key], key), key
+    (shown,) = (straight / "samples").glob("*.png")  # hole and picture beside each other, in a row
+    assert Image.open(shown).width > 4 * 2 * 32
     pipe = ldm.load(straight)
     assert pipe.parts.extra_channels == 5
     image, mask = Image.new("RGB", (32, 32), "white"), Image.new("L", (32, 32), 0)
@@ -107,3 +115,24 @@ def test_what_does_not_fit_ends_before_the_first_step(
     with pytest.raises(ConfigError) as error:
         app.train(tiny_cfg(tmp_path / "run", *line))
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(
+    script: Callable[..., Any],
+    tiny_run: Callable[..., Path],
+    tmp_path: Path,
+    metrics: Callable[..., list[dict[str, float]]],
+) -> None:
+    """The same masks in training, in validation and in the grid."""
+    line = (*WIDE, "training.max_samples=16", "training.val_every=16", "training.sample_every=16")
+    two = tmp_path / "two"
+    done = script("train", *line, f"run_dir={two}", "training.trainer.devices=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = tiny_run(tmp_path / "one", *line)
+    for row, other in zip(metrics(two), metrics(one), strict=True):
+        for name in ("train/loss", "val/loss_raw", "val/loss_ema"):
+            if name in other:  # summation order alone
+                assert row[name] == pytest.approx(other[name], rel=1e-5), (row, name)
+    (shown, alone) = (Image.open(run / "samples" / "s000000016.png") for run in (two, one))
+    assert max(high for _, high in ImageChops.difference(shown, alone).getextrema()) <= 1

@@ -3,7 +3,8 @@
 from ldm.app.caching import cache_latents
 from ldm.app.convert import convert
 from ldm.app.doctor import doctor
-from ldm.app.drawing import evaluate, sample
+from ldm.app.drawing import sample
+from ldm.app.evaluation import evaluate
 from ldm.app.fit import train
 from ldm.app.shards import make_shards, pack_tiny
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ldm.app.adapting import trained_problems
 from ldm.app.beginning import beginning_problems
+from ldm.app.evaluation.request import evaluation_problems
 from ldm.app.job import Job, build_job, describe_plan
 from ldm.cli import ConfigError
 from ldm.parts import build, check_train, raise_all, reason
@@ -24,7 +25,12 @@ REQUEUE = 75
 
 def train(cfg: Config) -> int:
     """Trains what the configuration says. Returns the exit code: 0, or 75 to be started again."""
-    raise_all(check_train(cfg) + beginning_problems(cfg) + trained_problems(cfg))
+    raise_all(
+        check_train(cfg)
+        + beginning_problems(cfg)
+        + trained_problems(cfg)
+        + evaluation_problems(cfg)
+    )
     from ldm.training import run_folder, run_lock
 
     run_dir = Path(cfg["run_dir"])
@@ -82,6 +88,10 @@ def _fit(cfg: Config, job: Job, start: Any, plan_text: str) -> int:
     callbacks.append(Validation(build(training["callbacks"]["validation"]), job.data))
     if job.encoders is not None and job.plan.sample_every:
         callbacks.append(sample_grid(cfg, job, run_dir, loggers))
+    if job.encoders is not None and training["callbacks"]["evaluation"]["every"] is not None:
+        from ldm.app.evaluation.training import evaluation_callback
+
+        callbacks.append(evaluation_callback(cfg, job.data, pipeline_of(job), checkpoints))
     callbacks.append(checkpoints)
     trainer = build_trainer(
         build(training["trainer"]), job.plan, callbacks=callbacks, loggers=loggers, run_dir=run_dir
@@ -100,11 +110,20 @@ def _fit(cfg: Config, job: Job, start: Any, plan_text: str) -> int:
 def sample_grid(cfg: Config, job: Job, run_dir: Path, loggers: list[Any]) -> Any:
     from functools import partial
 
-    from ldm.pipeline import Pipeline
     from ldm.training.callbacks.sampling import SampleGrid
     from ldm.training.loggers import log_images
 
-    pipeline = Pipeline(
+    settings = build(cfg["training"]["callbacks"]["samples"])
+    sink = partial(log_images, loggers)
+    return SampleGrid(pipeline_of(job), run_dir / "samples", settings, sink=sink)
+
+
+def pipeline_of(job: Job) -> Any:
+    """What draws with the network as it is now."""
+    from ldm.pipeline import Pipeline
+
+    assert job.encoders is not None
+    return Pipeline(
         job.module.unet,
         job.encoders.codec,
         job.encoders.text,
@@ -112,5 +131,3 @@ def sample_grid(cfg: Config, job: Job, run_dir: Path, loggers: list[Any]) -> Any
         defaults=job.defaults,
         null=job.card["null"],
     )
-    settings = build(cfg["training"]["callbacks"]["samples"])
-    return SampleGrid(pipeline, run_dir / "samples", settings, sink=partial(log_images, loggers))

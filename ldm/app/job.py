@@ -210,8 +210,9 @@ def _cache_problems(data: Any, codec: Any, text: Any) -> list[str]:
     """Where cached latents were made with other encoders than these, or scaled twice."""
     if data.layout is None:
         return []
+    from ldm.data.latents import measured_std, scale_problems
     from ldm.data.manifest import check_manifest
-    from ldm.training.cache_latents import expected, scale_problems
+    from ldm.training.cache_latents import expected
 
     wanted = expected(codec, text, size=data.size)
     problems = []
@@ -220,7 +221,8 @@ def _cache_problems(data: Any, codec: Any, text: Any) -> list[str]:
             log.warning("%s has no manifest.json: nobody knows what made its latents", folder)
         else:
             problems += [f"{folder}: {problem}" for problem in check_manifest(manifest, wanted)]
-    return problems + scale_problems(data, codec)
+    std = measured_std(data.train.batch, data.train_size)
+    return problems + scale_problems(std, codec.scale)
 
 
 def describe_plan(cfg: Config, job: Job, samples: int) -> str:

@@ -7,7 +7,8 @@ or `safetensors` with a tensor of one of these names; optionally `context.npy` [
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +26,10 @@ from ldm.types import LatentBatch, Skipped
 NPY_MEMBERS = {"moments.npy": "moments", "latents.npy": "latents", "npy": "latents"}
 CONTEXT_EXT = "context.npy"
 CERTAIN_LOGVAR = -30.0  # of latents without a variance: the least that the VAE's own clamp allows
+CERTAIN_STD = 1e-6  # what numbers that are all the same seem to deviate by, sums being rounded
 _PROBED = 64  # samples that may be unusable before the first good one
+_MEASURED = 256  # samples whose deviation is taken for that of all
+LEAST_STD, MOST_STD = 0.3, 3.0  # of latents ready to be trained on
 
 Pair = tuple[int, int]
 
@@ -154,6 +158,38 @@ def probe(index: ShardIndex) -> Layout:
         f"{index.shards[0]}: the first {len(problems)} samples hold no usable latents: "
         f"{'; '.join(problems[:3])}"
     )
+
+
+def measured_std(batch: Callable[[Tensor], LatentBatch], size: int) -> float:
+    """The deviation of the first samples of a run, unscaled: of the posterior's draws about their
+    common mean (Rombach et al. 2022, section G). All channels and places count alike.
+
+    batch: gives the samples at positions [B] of the order (`Reader.batch`); size: of an epoch. To
+    six digits, so that no two machines get two numbers; the same on all ranks. Raises ValueError
+    when the latents do not vary.
+    """
+    count, total, squares, variances = 0, 0.0, 0.0, 0.0
+    for position in range(min(_MEASURED, size)):  # one by one: in buckets they differ in size
+        mean, logvar = batch(torch.tensor([position])).moments.double().chunk(2, dim=1)
+        count += mean.numel()
+        total += float(mean.sum())
+        squares += float(mean.square().sum())
+        variances += float(logvar.clamp(max=20.0).exp().sum())  # as the VAE does
+    std = math.sqrt(max(squares / count - (total / count) ** 2, 0.0) + variances / count)
+    if not std > CERTAIN_STD:
+        raise ValueError(f"the first {min(_MEASURED, size)} latents do not vary; are they latents?")
+    return float(f"{std:.6g}")
+
+
+def scale_problems(std: float, scale: float) -> list[str]:
+    """Whether latents of this deviation, once scaled, are far from the 1 that a diffusion model is
+    made for: scaled twice (0.18), or not at all (5)."""
+    if LEAST_STD <= std * scale <= MOST_STD:
+        return []
+    return [
+        f"the cached latents have the deviation {std * scale:.3g} after the scale {scale:g}; about "
+        "1 is expected: were they scaled when they were cached? The cache holds unscaled moments"
+    ]
 
 
 def _layout(kind: str, array: Floats, context: Floats | None) -> Layout:

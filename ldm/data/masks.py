@@ -4,7 +4,7 @@ The mix of Stable Diffusion's inpainting models: now and then everything is hidd
 goes on drawing whole pictures), else wide boxes or free-form strokes about as large as LaMa's
 (Suvorov et al. 2022); strokes turn as a brush does (Yu et al. 2019, section 3.4).
 
-B rows, H x W picture size in px, K boxes, S strokes, V segments a stroke. Places are (y, x).
+B rows, H x W picture size in px, K boxes, S strokes, V segments a stroke.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ STROKE_WIDTH = (0.05, 0.4)
 TURN = 0.75 * math.pi  # the largest change of direction between two segments
 
 Draw = Callable[..., Tensor]  # (name, *shape) -> uniforms [B,*shape]
+Place = tuple[Tensor, Tensor]  # y and x in px, [B] each
 
 
 def random_masks(
@@ -50,42 +51,47 @@ def random_masks(
 def _boxes(draw: Draw, size: tuple[int, int]) -> Tensor:
     """The union of some boxes, each wholly inside: [B,H,W] bool."""
     there = _some(draw("boxes"), BOXES)  # [B,K]
-    room = torch.tensor(size, device=there.device)
-    side = _between(BOX_SIDE, draw("box-side", BOXES, 2)).mul(min(size)).round().clamp(min=1)
-    start = (draw("box-place", BOXES, 2) * (room - side + 1)).floor()  # [B,K,2]
-    rows, columns = (
-        (places >= start[..., axis, None]) & (places < (start + side)[..., axis, None])
-        for axis, places in enumerate(torch.arange(n, device=there.device) for n in size)
-    )  # [B,K,H], [B,K,W]
+    sides, places = draw("box-side", BOXES, 2), draw("box-place", BOXES, 2)
+    lines = []
+    for axis, length in enumerate(size):
+        side = _between(BOX_SIDE, sides[..., axis]).mul(min(size)).round().clamp(min=1)
+        start = (places[..., axis] * (length - side + 1)).floor()  # [B,K]
+        line = torch.arange(length, device=there.device)
+        lines.append((line >= start[..., None]) & (line < (start + side)[..., None]))
+    rows, columns = lines  # [B,K,H], [B,K,W]
     return (rows[..., None] & columns[..., None, :] & there[..., None, None]).any(1)
 
 
 def _strokes(draw: Draw, size: tuple[int, int]) -> Tensor:
     """The union of some strokes of a round brush: [B,H,W] bool."""
+    height, width = size
     segments = _some(draw("segments", STROKES), SEGMENTS)
     there = _some(draw("strokes"), STROKES)[..., None] & segments  # [B,S,V]
-    limit = torch.tensor(size, device=there.device, dtype=torch.float32)
     radius = _between(STROKE_WIDTH, draw("width", STROKES)) * min(size) / 2  # [B,S]
     turn = _between((-TURN, TURN), draw("turn", STROKES, SEGMENTS))
     heading = 2 * math.pi * draw("heading", STROKES, 1) + turn.cumsum(-1)  # [B,S,V]
     length = _between(SEGMENT_LENGTH, draw("length", STROKES, SEGMENTS)) * min(size)
-    step = length[..., None] * torch.stack([heading.sin(), heading.cos()], dim=-1)  # [B,S,V,2]
-    start = draw("start", STROKES, 2) * limit
+    down, across = length * heading.sin(), length * heading.cos()
+    y, x = draw("start", STROKES, 2).unbind(-1)
+    y, x = y * height, x * width  # [B,S]
     painted = torch.zeros(len(there), *size, dtype=torch.bool, device=there.device)
     for v in range(SEGMENTS):
-        end = torch.minimum((start + step[:, :, v]).clamp(min=0), limit)
+        end_y, end_x = (y + down[..., v]).clamp(0, height), (x + across[..., v]).clamp(0, width)
         for s in range(STROKES):  # one by one: all at once would be S x V pictures of memory
-            near = _near(start[:, s], end[:, s], radius[:, s], size)
-            painted |= near & there[:, s, v, None, None]
-        start = end
+            ends = (y[:, s], x[:, s]), (end_y[:, s], end_x[:, s])
+            painted |= _near(*ends, radius[:, s], size) & there[:, s, v, None, None]
+        y, x = end_y, end_x
     return painted
 
 
-def _near(start: Tensor, end: Tensor, radius: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pixels whose centre is at most radius [B] px from the segments start-end [B,2]: [B,H,W]."""
-    y = torch.arange(size[0], device=start.device)[:, None] + 0.5 - start[:, 0, None, None]
-    x = torch.arange(size[1], device=start.device) + 0.5 - start[:, 1, None, None]
-    dy, dx = (end - start).T[..., None, None]
+def _near(start: Place, end: Place, radius: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pixels whose centre is at most radius [B] px from the segments start-end: [B,H,W] bool."""
+    (start_y, start_x), (end_y, end_x) = (
+        (y[:, None, None], x[:, None, None]) for y, x in (start, end)
+    )
+    y = torch.arange(size[0], device=radius.device)[:, None] + 0.5 - start_y
+    x = torch.arange(size[1], device=radius.device) + 0.5 - start_x
+    dy, dx = end_y - start_y, end_x - start_x
     along = ((y * dy + x * dx) / (dy * dy + dx * dx).clamp(min=1e-6)).clamp(0, 1)
     distance = (y - along * dy).square() + (x - along * dx).square()
     return distance <= radius.square()[:, None, None]

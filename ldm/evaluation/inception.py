@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.evaluation.features import BATCH, ExtractorSpec
+from ldm.evaluation.preset import INCEPTION
 from ldm.images import flattened
 
-NAME = "inception"
 DIM = 2048
 
 
@@ -34,17 +34,20 @@ class InceptionExtractor:
             network = NoTrainInceptionV3("inception-v3-compat", [str(DIM)], None, antialias=False)
         except ModuleNotFoundError as error:
             raise ValueError(
-                f"extractor={NAME} needs the extra fid (torch-fidelity, torchvision): "
+                f"extractor={INCEPTION} needs the extra fid (torch-fidelity, torchvision): "
                 f"pip install -e '.[fid]' ({error}); tiny, a CLIP or a DINOv2 need none"
             ) from error
         except OSError as error:  # of the download
             raise FileNotFoundError(
-                f"the weights of extractor={NAME} cannot be downloaded ({error}): put "
+                f"the weights of extractor={INCEPTION} cannot be downloaded ({error}): put "
                 f"pt_inception-2015-12-05-6726825d.pth into {torch.hub.get_dir()}/checkpoints"
             ) from error
         self._network, self._device, self._batch = network.to(device), device, batch_size
         self.spec = ExtractorSpec(
-            name=NAME, dim=DIM, resize="bilinear to 299x299 as TensorFlow 1", hash=_hash(network)
+            name=INCEPTION,
+            dim=DIM,
+            resize="bilinear to 299x299 as TensorFlow 1",
+            hash=_hash(network),
         )
 
     @torch.no_grad()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ldm.evaluation.page_folder import Entry, Evaluation, Measured, read_evaluation
 from ldm.evaluation.page_pictures import Shelf, best_and_worst, grids, side_by_side, strips
@@ -14,7 +15,7 @@ from ldm.evaluation.page_plots import (
     training_curves,
 )
 from ldm.evaluation.page_verdict import verdict
-from ldm.evaluation.page_words import column_name, labels, listed, metric_name
+from ldm.evaluation.page_words import column_name, is_part, listed, model_labels, within
 from ldm.page import Cell, Element, Facts, Page, Table, Text, shown
 
 NAME = "index.html"
@@ -46,10 +47,11 @@ def report(evaluation: Evaluation) -> Page:
     sections: dict[str, Sequence[Element]] = {
         "Verdict": [*verdict(evaluation), *_notes(evaluation), *shelf.notes()],
         "Numbers": _numbers(evaluation),
-        "Protocol": [Facts(evaluation.protocol)] if evaluation.protocol else [],
+        "Protocol": _protocol(evaluation),
         "Over training": curves_over_training(evaluation),
         "Sweep": curves_over_settings(evaluation),
         "Loss": [*loss_by_time(evaluation), *training_curves(evaluation)],
+        "Differences": _differences(evaluation),
         **pictures,
     }
     for title, elements in sections.items():
@@ -65,15 +67,15 @@ def _title(evaluation: Evaluation) -> str:
 
 
 def _subtitle(evaluation: Evaluation) -> str:
-    """What was measured on how much."""
+    """How much was drawn, and beside what."""
     entries = evaluation.entries
     counts = sorted({len(entry.records) for entry in entries})
-    pictures = (
-        shown(counts[0]) if len(counts) == 1 else f"{shown(counts[0])} to {shown(counts[-1])}"
+    each = " to ".join(dict.fromkeys((shown(counts[0]), shown(counts[-1]))))
+    drawn = (
+        f"{each} pictures" if len(entries) == 1 else f"{len(entries)} entries, {each} pictures each"
     )
-    metrics = listed([metric_name(name) for name in evaluation.metrics()])
-    each = " each" if len(entries) > 1 else ""
-    return f"{metrics or 'No metric'} of {pictures} pictures{each}."
+    data = evaluation.protocol.get("data")
+    return f"{drawn}, beside the true ones of {data}." if isinstance(data, str) else f"{drawn}."
 
 
 def _footer(evaluation: Evaluation) -> str:
@@ -88,17 +90,21 @@ def _notes(evaluation: Evaluation) -> list[Element]:
     return [*counts, *(Text(note, tone="warning") for note in evaluation.notes)]
 
 
+def _protocol(evaluation: Evaluation) -> list[Element]:
+    facts = {name.replace("_", " "): value for name, value in evaluation.protocol.items()}
+    return [Facts(facts)] if facts else []
+
+
 def _numbers(evaluation: Evaluation) -> list[Element]:
     """A row an entry, a column a metric; below it what a metric has to be read with."""
-    metrics, facts = evaluation.metrics(), evaluation.varying()
-    said = labels(evaluation)
-    own_names = len({entry.name for entry in evaluation.entries}) == len(evaluation.entries)
-    first = "model" if own_names else "entry"
-    columns = [first, *(COLUMNS.get(name, name) for name in facts)]
+    found, facts = evaluation.metrics(), evaluation.varying()
+    metrics = dict(sorted(found.items(), key=lambda pair: is_part(pair[0], found)))
+    named = ["model"] if len({entry.name for entry in evaluation.entries}) > 1 or not facts else []
+    columns = [*named, *(COLUMNS.get(name, name) for name in facts)]
     columns += [column_name(name, measured) for name, measured in metrics.items()]
     rows = [
         [
-            said[entry.id] if own_names else entry.name,
+            *(entry.name for _ in named),
             *(entry.facts.get(name) for name in facts),
             *(_cell(entry.metrics.get(name)) for name in metrics),
         ]
@@ -106,13 +112,46 @@ def _numbers(evaluation: Evaluation) -> list[Element]:
     ]
     several = len(rows) > 1
     best = {column_name(name, measured): measured.better for name, measured in metrics.items()}
-    notes = [f"{metric_name(n)}: {m.note}" for n, m in metrics.items() if m.note]
     elements: list[Element] = [Table(columns, rows, highlight=best if several else None)]
-    return elements + [Text("\n\n".join([*_counts(evaluation.entries), *notes]))]
+    return elements + [Text(" ".join([*_counts(evaluation.entries), *_remarks(metrics)]))]
+
+
+def _differences(evaluation: Evaluation) -> list[Element]:
+    """Every paired comparison: the same images, times and noises, or prompts and seeds."""
+    if not evaluation.paired:
+        return []
+    compared = {str(pair.get(key)) for pair in evaluation.paired for key in ("a", "b")}
+    said = model_labels(evaluation, list(compared))
+    rows = [
+        [
+            *(said.get(str(pair.get(key)), pair.get(key)) for key in ("a", "b")),
+            pair.get("quantity"),
+            Cell(pair.get("difference"), interval=_interval(pair)),
+        ]
+        for pair in evaluation.paired
+    ]
+    columns = ["a", "b", "quantity", "a better than b by"]
+    return [Table(columns, rows, caption="Paired, so what both have in common cancels")]
+
+
+def _interval(pair: Mapping[str, Any]) -> tuple[float, float] | None:
+    low, high = pair.get("low"), pair.get("high")
+    known = isinstance(low, (int, float)) and isinstance(high, (int, float))
+    return (float(low), float(high)) if known else None  # type: ignore[arg-type]
 
 
 def _cell(measured: Measured | None) -> Cell:
     return Cell(None) if measured is None else Cell(measured.value, interval=measured.interval)
+
+
+def _remarks(metrics: Mapping[str, Measured]) -> list[str]:
+    """What a metric has to be read with, once for all that share it."""
+    by_note: dict[str, list[str]] = {}
+    for name, measured in metrics.items():
+        if measured.note:
+            by_note.setdefault(measured.note, []).append(within(name))
+    said = [f"{listed(names)}: {note}." for note, names in by_note.items()]
+    return [f"{one[0].upper()}{one[1:]}" for one in said]
 
 
 def _counts(entries: Sequence[Entry]) -> list[str]:

@@ -13,8 +13,8 @@ from ldm.images import read_picture
 from ldm.page import Element, Pictures, SideBySide, Text
 
 log = logging.getLogger(__name__)
-BUDGET = 288  # pictures in the grids of all entries together
-MOST = 96  # in one of them
+BUDGET = 192  # pictures in the grids of all entries together
+MOST = 64  # in one of them
 CARDS = 24
 ABREAST = 6  # entries side by side
 ENDS = 8  # worst and best ones

@@ -7,12 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from ldm.evaluation.page_folder import Entry, Evaluation
-from ldm.evaluation.page_words import column_name, fact, labels, metric_name
+from ldm.evaluation.page_folder import Entry, Evaluation, Measured
+from ldm.evaluation.page_words import (
+    column_name,
+    fact,
+    is_part,
+    labels,
+    metric_name,
+    model_labels,
+)
 from ldm.page import Plot, Series
 
 WIDE = 30  # from this ratio of largest to smallest a loss is drawn on a logarithmic axis
 BINS = 200  # points of a training curve
+EVALUATED = "eval/"  # columns of metrics measured while training
 TRAINING = {
     "train/loss": "Training loss",
     "val/loss_ema": "Validation loss, EMA weights",
@@ -31,14 +39,19 @@ def curves_over_settings(evaluation: Evaluation) -> list[Plot]:
     """A sweep: its two qualities against each other, then every metric over the longest axis."""
     if evaluation.sweep is None:
         return []
-    numeric = [name for name in ("guidance", "steps") if name in evaluation.varying()]
-    over = [plot for name in numeric for plot in _over(evaluation, name, name)]
+    numbers = {
+        name: len({entry.facts.get(name) for entry in evaluation.entries})
+        for name in ("guidance", "steps")
+        if name in evaluation.varying()
+    }
+    longest = max(numbers, key=lambda name: numbers[name], default=None)
+    over = _over(evaluation, longest, longest) if longest else []
     return [*_pareto(evaluation, evaluation.sweep), *over]
 
 
 def loss_by_time(evaluation: Evaluation) -> list[Plot]:
     """The loss in bins of the diffusion time, with intervals."""
-    said = labels(evaluation)
+    said = model_labels(evaluation, list(evaluation.losses))
     middles = [(a + b) / 2 for a, b in pairwise(evaluation.edges)]
     series = [
         Series(said[key], middles, curve.mean, curve.low, curve.high)
@@ -56,7 +69,14 @@ def training_curves(evaluation: Evaluation) -> list[Plot]:
     """What the runs' own metrics.csv say; runs that several entries are of, once."""
     runs = list(_runs(evaluation))
     plots = []
-    for column, title in TRAINING.items():
+    measured = dict.fromkeys(
+        column for _, columns in runs for column in columns if column.startswith(EVALUATED)
+    )
+    titles = {
+        **TRAINING,
+        **{c: f"{metric_name(c[len(EVALUATED) :])} in training" for c in measured},
+    }
+    for column, title in titles.items():
         series = [
             _averaged(name, columns["samples_seen"], columns[column])
             for name, columns in runs
@@ -64,7 +84,8 @@ def training_curves(evaluation: Evaluation) -> list[Plot]:
         ]
         drawn = [one for one in series if one.xs]
         if drawn:
-            plots.append(Plot(title, "samples seen", "loss", drawn))
+            said = metric_name(column[len(EVALUATED) :]) if column in measured else "loss"
+            plots.append(Plot(title, "samples seen", said, drawn))
     return plots
 
 
@@ -72,15 +93,17 @@ def _over(evaluation: Evaluation, name: str, said: str) -> list[Plot]:
     """Each metric over one fact, a series for every choice of the others."""
     lines: dict[str, list[Entry]] = {}
     others = [other for other in evaluation.varying() if other != name]
+    several = len({entry.name for entry in evaluation.entries}) > 1
     for entry in evaluation.entries:
         if isinstance(entry.facts.get(name), (int, float)):
             known = [fact(other, entry.facts[other]) for other in others if other in entry.facts]
-            lines.setdefault(", ".join([*_run(entry, evaluation), *known]), []).append(entry)
+            name_of = [entry.name] if several else []
+            lines.setdefault(", ".join([*name_of, *known]), []).append(entry)
     longest = max((len({e.facts[name] for e in line}) for line in lines.values()), default=0)
     if longest < 2:
         return []
     plots = []
-    for metric, measured in evaluation.metrics().items():
+    for metric, measured in _telling(evaluation).items():
         series = [_series(label, line, name, metric) for label, line in lines.items()]
         drawn = [one for one in series if one.xs]
         if drawn:
@@ -88,10 +111,15 @@ def _over(evaluation: Evaluation, name: str, said: str) -> list[Plot]:
     return plots
 
 
-def _run(entry: Entry, evaluation: Evaluation) -> list[str]:
-    """The entry's name where names are of runs: where each entry has its own, they are not."""
-    names = [other.name for other in evaluation.entries]
-    return [entry.name] if len(set(names)) < len(names) else []
+def _telling(evaluation: Evaluation) -> dict[str, Measured]:
+    """Metrics in which entries differ; parts of one are in the table only."""
+    metrics = evaluation.metrics()
+    return {
+        name: measured
+        for name, measured in metrics.items()
+        if len({e.metrics[name].value for e in evaluation.entries if name in e.metrics}) > 1
+        and not is_part(name, metrics)
+    }
 
 
 def _series(label: str, line: Sequence[Entry], name: str, metric: str) -> Series:
@@ -116,7 +144,7 @@ def _series(label: str, line: Sequence[Entry], name: str, metric: str) -> Series
 
 
 def _pareto(evaluation: Evaluation, sweep: Mapping[str, Any]) -> list[Plot]:
-    """All settings by two metrics; those that no other beats in both are joined."""
+    """All settings by two metrics; joined are those that no other one beats in both."""
     metrics = evaluation.metrics()
     asked = [name for name in sweep.get("metrics") or () if name in metrics]
     sides = [[n for n, m in metrics.items() if m.better == side] for side in ("lower", "higher")]
@@ -134,21 +162,23 @@ def _pareto(evaluation: Evaluation, sweep: Mapping[str, Any]) -> list[Plot]:
         xs, ys = ([e.metrics[m].value for e in entries] for m in (x, y))
         return Series(name, xs, ys, line=line, labels=[said[e.id] for e in entries])
 
-    drawn = [series("beaten by none in both", front, True), series("the others", rest, False)]
+    drawn = [series("Pareto front", front, True), series("others", rest, False)]
     names = (column_name(x, metrics[x]), column_name(y, metrics[y]))
     title = f"{metric_name(y)} against {metric_name(x)}"
     return [Plot(title, *names, [one for one in drawn if one.xs])]
 
 
 def _runs(evaluation: Evaluation) -> Iterator[tuple[str, Mapping[str, Sequence[float]]]]:
+    """Each run's columns once, under its name."""
     said = labels(evaluation)
-    seen: list[Mapping[str, Sequence[float]]] = []
-    several = [entry.name for entry in evaluation.entries]
-    for key, columns in evaluation.training.items():
-        if columns not in seen:
-            seen.append(columns)
-            entry = next(entry for entry in evaluation.entries if entry.id == key)
-            yield entry.name if several.count(entry.name) > 1 else said[key], columns
+    runs: list[tuple[Entry, Mapping[str, Sequence[float]]]] = []
+    for entry in evaluation.entries:
+        columns = evaluation.training.get(entry.id)
+        if columns and all(columns != known for _, known in runs):
+            runs.append((entry, columns))
+    names = [entry.name for entry, _ in runs]
+    for entry, columns in runs:
+        yield entry.name if names.count(entry.name) == 1 else said[entry.id], columns
 
 
 def _averaged(name: str, xs: Sequence[float], ys: Sequence[float]) -> Series:

@@ -24,13 +24,14 @@ class _Best:
 
 def verdict(evaluation: Evaluation) -> list[Text]:
     """The answer first, then how far it carries."""
-    said = labels(evaluation)
     if len(evaluation.entries) == 1:
         return [_alone(evaluation.entries[0])]
     best = [found for name in evaluation.metrics() if (found := _best(evaluation, name))]
-    sentences = [*_winners(best, said), *_paired(evaluation)]
-    shown = [Text("\n\n".join(sentences), tone="lead")] if sentences else []
-    return shown + _caution(best)
+    won = [one for one in best if one.clear is not False]
+    sentences = [*_winners(won, labels(evaluation)), *_paired(evaluation)]
+    if not sentences:
+        sentences = ["Nothing that was measured tells these apart."]
+    return [Text("\n\n".join(sentences), tone="lead"), *_caution(best)]
 
 
 def _alone(entry: Entry) -> Text:
@@ -83,9 +84,15 @@ def _paired(evaluation: Evaluation) -> list[str]:
         known = isinstance(low, (int, float)) and isinstance(high, (int, float))
         return not known or low <= 0 <= high  # type: ignore[operator]
 
-    pairs = sorted((pair for pair in evaluation.paired if pair.get("text")), key=is_chance)
+    whole = [pair for pair in evaluation.paired if pair.get("text") and not part_of(pair)]
+    pairs = sorted(whole, key=is_chance)
     texts = [str(pair["text"]).strip() for pair in pairs]
     return [text if text.endswith(".") else f"{text}." for text in texts[:MAX_PAIRED]]
+
+
+def part_of(pair: Mapping[str, object]) -> bool:
+    """Whether a comparison is of a part of the whole: "loss, t 0.0 to 0.2"."""
+    return "," in str(pair.get("quantity", ""))
 
 
 def _caution(best: Sequence[_Best]) -> list[Text]:
@@ -93,11 +100,7 @@ def _caution(best: Sequence[_Best]) -> list[Text]:
     unknown = [within(one.metric) for one in best if one.clear is None]
     sentences = []
     if chance:
-        sentences.append(
-            f"The best one's interval meets another's, so it may be chance: {listed(chance)}."
-        )
+        sentences.append(f"The best are not told apart, as intervals overlap: {listed(chance)}.")
     if unknown:
-        sentences.append(
-            f"There is no interval, so small differences say nothing: {listed(unknown)}."
-        )
+        sentences.append(f"Small differences say nothing without an interval: {listed(unknown)}.")
     return [Text(" ".join(sentences))] if sentences else []

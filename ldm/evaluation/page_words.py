@@ -18,7 +18,10 @@ NAMES = {
     "ema": "EMA",
     "frechet": "Fréchet distance",
     "lr": "learning rate",
+    "seconds": "time",
 }
+MODEL_FACTS = ("samples_seen", "weights")  # the others say how a model draws
+NBSP = "\u00a0"  # a number and its unit stay on one line
 ARROWS = {"lower": "↓", "higher": "↑"}
 
 
@@ -44,23 +47,31 @@ def column_name(key: str, measured: Measured) -> str:
 def fact(name: str, value: Any) -> str:
     """A fact of an entry as one says it: guidance 5, 25 steps, EMA."""
     if name == "samples_seen":
-        return f"{shown(value)} samples"
+        return f"{shown(value)}{NBSP}samples"
     if name == "steps":
-        return f"{shown(value)} steps"
+        return f"{shown(value)}{NBSP}steps"
     if name == "guidance":
-        return f"guidance {shown(value)}"
+        return f"guidance{NBSP}{shown(value)}"
     return NAMES.get(str(value), str(value))
+
+
+def is_part(key: str, metrics: Mapping[str, Measured]) -> bool:
+    """Whether another metric sums it up: judge_shape is a part of judge."""
+    whole, _, part = key.partition("_")
+    return bool(part) and whole in metrics
 
 
 def labels(evaluation: Evaluation) -> dict[str, str]:
     """What entries are called: their names, with what tells them apart where these do not."""
-    entries = evaluation.entries
-    if _all_differ([entry.name for entry in entries]):
-        return {entry.id: entry.name for entry in entries}
-    differing = evaluation.varying()
-    said = {entry.id: _told_apart(entry, differing) for entry in entries}
-    unique = _all_differ(list(said.values()))
-    return said if unique else {key: f"{label} ({key})" for key, label in said.items()}
+    said = _told_apart(evaluation.entries, evaluation.varying())
+    return said if _unique(said) else {key: f"{label} ({key})" for key, label in said.items()}
+
+
+def model_labels(evaluation: Evaluation, ids: Sequence[str]) -> dict[str, str]:
+    """What the models of these entries are called: without how they draw, where that is enough."""
+    entries = [entry for entry in evaluation.entries if entry.id in ids]
+    said = _told_apart(entries, [name for name in MODEL_FACTS if name in evaluation.varying()])
+    return said if _unique(said) else labels(evaluation)
 
 
 def listed(words: Sequence[str]) -> str:
@@ -75,18 +86,28 @@ def with_interval(measured: Measured) -> str:
 
 
 def judged(judge: Mapping[str, Any]) -> str:
-    """What is wrong: "wrong: shape, size"; "all right" where nothing is."""
+    """What a judge of the content says: judge: right · judge: wrong, sees red, circle."""
     verdicts = {key: value for key, value in judge.items() if isinstance(value, bool)}
-    wrong = [key for key, right in verdicts.items() if not right and key != "all"]
-    others = [f"{key} {shown(v)}" for key, v in judge.items() if not isinstance(v, bool)]
-    right = ["judge: all right"] if verdicts and not wrong else []
-    return " · ".join([*([f"wrong: {', '.join(wrong)}"] if wrong else right), *others])
+    if not verdicts:
+        return ""
+    wrong = [key for key, right in verdicts.items() if not right and key not in ("right", "all")]
+    seen = [value for value in judge.values() if isinstance(value, str)]
+    if all(verdicts.values()):
+        return "judge: right"
+    return ", ".join(["judge: wrong", *wrong, *([f"sees {' '.join(seen)}"] if seen else [])])
 
 
-def _told_apart(entry: Entry, differing: Sequence[str]) -> str:
-    known = [name for name in differing if name in entry.facts]
-    return ", ".join([entry.name, *(fact(name, entry.facts[name]) for name in known)])
+def _told_apart(entries: Sequence[Entry], differing: Sequence[str]) -> dict[str, str]:
+    names = {entry.name for entry in entries}
+    if len(names) == len(entries):
+        return {entry.id: entry.name for entry in entries}
+
+    def label(entry: Entry) -> str:
+        facts = [fact(key, entry.facts[key]) for key in differing if key in entry.facts]
+        return ", ".join([entry.name, *facts] if len(names) > 1 or not facts else facts)
+
+    return {entry.id: label(entry) for entry in entries}
 
 
-def _all_differ(names: Sequence[str]) -> bool:
-    return len(set(names)) == len(names)
+def _unique(said: Mapping[str, str]) -> bool:
+    return len(set(said.values())) == len(said)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from ldm.evaluation.metrics import name_problems
 
+INCEPTION = "inception"  # the extractor of published FIDs
+BINS = 10  # of the time range, in which losses are given
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -32,6 +35,6 @@ class Preset:
             value = getattr(self, name)
             if value is not None and value < least:
                 found.append(f"{name}={value}; give {least} or more")
-        if self.loss_times < 1:
-            found.append(f"loss_times={self.loss_times}; give 1 or more")
+        if self.loss_times < BINS:
+            found.append(f"loss_times={self.loss_times}; give {BINS} or more, one a bin of times")
         return found

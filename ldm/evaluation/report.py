@@ -1,41 +1,24 @@
-"""How well does a model draw the shapes data, beside what the judge and the VAE allow?"""
+"""What does an evaluation print: what the judge says, every number, and how training went?"""
 
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
-from ldm.data.shapes import EASY, render, scenes
+from ldm.data.shapes import EASY, Task, render, scenes
+from ldm.evaluation.metrics import JUDGED, Measured
 from ldm.evaluation.shapes_judge import ShapesScore, judge_accuracy, score
-from ldm.images import from_uint8, grid
+from ldm.images import from_uint8
 
-RENDERS = 960
-Progress = Callable[[int, int], None]
-
-
-class Draws(Protocol):
-    """A pipeline, as far as evaluation needs it."""
-
-    def txt2img(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        steps: int | None,
-        sampler: str | None,
-        guidance: float | None,
-        batch_size: int,
-        progress: Progress | None,
-    ) -> list[Image.Image]: ...
+RENDERS = 240
+SEED = 7
+Entries = Mapping[str, Mapping[str, Measured]]
 
 
 class Encodes(Protocol):
@@ -48,95 +31,69 @@ class Encodes(Protocol):
     def decode(self, x0: Tensor) -> Tensor: ...
 
 
-@dataclass(frozen=True)
-class Request:
-    """Every caption with `seeds` new seeds; draw: how, as keywords of txt2img."""
-
-    seeds: int
-    first_seed: int
-    draw: Mapping[str, Any]
-
-    @property
-    def captions(self) -> list[str]:
-        return [caption for caption in EASY.captions for _ in range(self.seeds)]
-
-    @property
-    def count(self) -> int:
-        return len(self.captions)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A model's pictures and what the judge says of them."""
-
-    images: list[Image.Image]
-    captions: list[str]
-    score: ShapesScore
-
-
-def score_model(pipe: Draws, request: Request, *, progress: Progress | None = None) -> Scored:
-    """Draws the request and judges it. Raises ValueError when the numbers are out of range."""
-    if request.seeds < 1:
-        raise ValueError(f"seeds={request.seeds}; give 1 or more pictures a caption")
-    captions = request.captions
-    seeds = [request.first_seed + k for k in range(len(captions))]
-    images = pipe.txt2img(captions, seeds, progress=progress, **request.draw)
-    return Scored(images, captions, score(images, captions))
-
-
 @torch.no_grad()
 def reconstruction_score(
-    codec: Encodes, *, count: int = RENDERS, seed: int = 7, device: torch.device | str = "cpu"
+    codec: Encodes,
+    *,
+    count: int = RENDERS,
+    task: Task = EASY,
+    device: torch.device | str = "cpu",
 ) -> ShapesScore:
     """The judge's score on renders that went through the VAE: no model of its latents is better."""
-    drawn = scenes(EASY, seed=seed, index=range(count))
-    pixels = from_uint8(torch.from_numpy(render(drawn, side_px=EASY.side_px)))
+    drawn = scenes(task, seed=SEED, index=range(count))
+    pixels = from_uint8(torch.from_numpy(render(drawn, side_px=task.side_px)))
     moments = [codec.moments(part.to(device)) for part in pixels.split(96)]
     zeros = [torch.zeros_like(part.chunk(2, dim=1)[0]) for part in moments]
     back = [codec.decode(codec.latents(m, z)) for m, z in zip(moments, zeros, strict=True)]
-    return score(torch.cat(back), [EASY.caption(scene) for scene in drawn])
+    return score(torch.cat(back), [task.caption(scene) for scene in drawn], task=task)
 
 
-def tables(
-    codec: Encodes, scores: Mapping[str, Scored], *, run: Path, device: torch.device | str = "cpu"
-) -> list[Table]:
-    """Scores, and what the run's metrics.csv says of loss, time and speed."""
+def ceiling(
+    codec: Encodes, task: Task, *, device: torch.device | str = "cpu"
+) -> dict[str, ShapesScore]:
+    """What the judge says of the task's own pictures, and of what a VAE makes of them."""
+    return {
+        "true renders": judge_accuracy(RENDERS, SEED, task=task),
+        "VAE reconstructions": reconstruction_score(codec, task=task, device=device),
+    }
+
+
+def judged_table(best: Mapping[str, ShapesScore], entries: Entries) -> Table:
+    """The judge's shares, under what true pictures and the VAE reach."""
     table = Table("pictures of", "n", "colour", "shape", "size", "all", title="judged by program")
-    _row(table, "true renders", judge_accuracy(RENDERS, 7))
-    _row(table, "VAE reconstructions", reconstruction_score(codec, device=device))
-    for name, scored in scores.items():
-        _row(table, name, scored.score)
-    curve = _curve(run / "metrics.csv")
-    return [table] if curve is None else [table, curve]
+    for name, found in best.items():
+        shares = (found.colour, found.shape, found.size, found.all)
+        table.add_row(name, str(found.n), *(f"{100 * share:.1f} %" for share in shares))
+    for name, metrics in entries.items():
+        judged = [metrics[key] for key in JUDGED if key in metrics]
+        if judged:
+            shares = (f"{100 * part.value:.1f} %" for part in judged)
+            table.add_row(name, str(judged[0].samples), *shares)
+    return table
 
 
-def write(out: Path, scores: Mapping[str, Scored], shown: Sequence[Table]) -> Path:
-    """scores.json and a captioned grid of the first model's pictures. Returns the grid's path."""
-    out.mkdir(parents=True, exist_ok=True)
-    numbers = {name: asdict(scored.score) for name, scored in scores.items()}
-    (out / "scores.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False))
-    first = next(iter(scores.values()))
-    stride = max(len(first.captions) // 96, 1)
-    images, captions = first.images[::stride], first.captions[::stride]
-    grid(images, captions, columns=12).save(out / "grid.png")
-    return out / "grid.png"
+def metrics_table(entries: Entries) -> Table:
+    """A row a number; what the judge says of parts is in its own table."""
+    table = Table("metric", *entries, title="measured")
+    names = dict.fromkeys(name for metrics in entries.values() for name in metrics)
+    for name in names:
+        if name in JUDGED[:-1]:
+            continue
+        cells = [_cell(metrics.get(name)) for metrics in entries.values()]
+        better = next(metrics[name].better for metrics in entries.values() if name in metrics)
+        table.add_row(f"{name} ({'↓' if better == 'lower' else '↑'})", *cells)
+    return table
 
 
-def _row(table: Table, name: str, score: ShapesScore) -> None:
-    shares = (score.colour, score.shape, score.size, score.all)
-    table.add_row(name, str(score.n), *(f"{100 * share:.1f} %" for share in shares))
-
-
-def _curve(path: Path) -> Table | None:
-    if not path.is_file():
-        return None
+def curve_table(path: Path) -> Table | None:
+    """Loss, speed and time of a run's metrics.csv; None without rows."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
 
     def column(name: str) -> list[float]:
         return [float(row[name]) for row in rows if row.get(name)]
 
-    table = Table("training", "first", "last")
+    table = Table("training", "first", "last", title=path.parent.name)
     for name in ("train/loss", "val/loss_raw", "val/loss_ema", "images_per_s"):
         values = column(name)
         if values:
@@ -146,4 +103,13 @@ def _curve(path: Path) -> Table | None:
         minutes = max(seen) / (sum(rate) / len(rate)) / 60
         table.add_row("samples seen", "", f"{max(seen):,.0f}")
         table.add_row("training time", "", f"{minutes:.1f} min")
-    return table
+    return table if table.row_count else None
+
+
+def _cell(measured: Measured | None) -> str:
+    if measured is None:
+        return ""
+    text = f"{measured.value:.4g}"
+    if measured.low is not None and measured.high is not None:
+        text += f" ± {(measured.high - measured.low) / 2:.2g}"
+    return text

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.models.conv import PointwiseConv2d
+from ldm.models.plain_attention import HALF, plain_attention, plain_dtype
+
 MASKED = -1e4  # exp(-1e4) is 0 in every dtype; finite, so a row with nothing to look at is no NaN
-HALF = (torch.bfloat16, torch.float16)
 
 
 def attend(
@@ -26,6 +28,9 @@ def attend(
     upcast: bool = False,
 ) -> Tensor:
     """softmax(q k / sqrt(D) + bias) v, per head. bias [B,1,1,M] is added to the scores."""
+    plain = plain_dtype(q_BLC, k_BMC, v_BMC, upcast=upcast)
+    if plain is not None:
+        return plain_attention(q_BLC, k_BMC, v_BMC, heads=heads, bias=bias, dtype=plain)
     q_BNLD, k_BNMD, v_BNMD = (
         x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q_BLC, k_BMC, v_BMC)
     )
@@ -183,14 +188,14 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.linear = linear
         self.norm = nn.GroupNorm(groups, width, eps=1e-6)
-        self.proj_in = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
+        self.proj_in = nn.Linear(width, width) if linear else PointwiseConv2d(width, width)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(
                 width, heads=heads, context_width=context_width, dropout=dropout, upcast=upcast
             )
             for _ in range(depth)
         )
-        self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
+        self.proj_out = nn.Linear(width, width) if linear else PointwiseConv2d(width, width)
 
     def forward(
         self, x: Tensor, context: Tensor | TextKeys | None, bias: Tensor | None = None
@@ -199,7 +204,7 @@ class SpatialTransformer(nn.Module):
         if self.linear:
             h_BLC = self.proj_in(_positions(h))
         else:
-            h_BLC = _positions(self.proj_in(h))
+            h_BLC = _positions(self.proj_in(h.contiguous(memory_format=torch.channels_last)))
         for block in self.transformer_blocks:
             h_BLC = block(h_BLC, context, bias)
         if self.linear:

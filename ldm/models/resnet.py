@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.models.conv import Conv3x3
+
 
 class ResnetBlock(nn.Module):
     """norm, SiLU, conv, (+ time), norm, SiLU, dropout, conv, + skip: [B,C,h,w] -> [B,C',h,w].
@@ -28,11 +30,11 @@ class ResnetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.time_emb_proj = None if time_width is None else nn.Linear(time_width, out_channels)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         change = in_channels != out_channels
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if change else None
 

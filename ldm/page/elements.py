@@ -79,7 +79,8 @@ class Cell:
 class Table:
     """Rows of plain values or `Cell`s; a click on a column's name sorts by it.
 
-    highlight: {column: "lower" | "higher"}; the best number of that column stands out.
+    highlight: {column: "lower" | "higher"}; the best number of a column stands out where they
+    differ.
     Raises ValueError for rows of another length than columns and for unknown highlights.
     """
 
@@ -158,7 +159,8 @@ class _Column:
         floats = [value for value in values if isinstance(value, float)]
         places = decimals(floats) if floats else None
         finite = [key for key in keys if key is not None and math.isfinite(key)]
-        best = None if better is None else (min if better == "lower" else max)(finite, default=None)
+        differ = better is not None and len(set(finite)) > 1
+        best = (min if better == "lower" else max)(finite) if differ else None
         texts = [fixed(v, places) if isinstance(v, float) else shown(v) for v in values]
         ready = [
             _Shown(text, _below(cell, places), key, best is not None and key == best)

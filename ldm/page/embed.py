@@ -49,7 +49,7 @@ class Embedded:
             smaller = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
             image = image.resize(smaller, Image.Resampling.LANCZOS)
         digest = hashlib.blake2b(image.tobytes(), digest_size=9, key=repr(image.size).encode())
-        key = f"p{digest.hexdigest()}"
+        key = f"p.{digest.hexdigest()}"
         source = None if key in self.known else _data_uri(image)
         self.known.add(key)
         return Shown(key, source, image.width, image.height)

@@ -46,9 +46,14 @@ def number(value: object) -> float | None:
 
 
 def decimals(values: Sequence[float], *, digits: int = 3) -> int | None:
-    """Decimal places that show `digits` of the smallest value; None where 0.001 meets 1e6."""
-    sizes = [abs(value) for value in values if math.isfinite(value) and value]
+    """Decimal places that show `digits` of the smallest value; none of whole numbers.
+
+    None where very small and very large ones meet: each is then written on its own.
+    """
+    sizes = [abs(float(value)) for value in values if math.isfinite(value) and value]
     if not sizes:
+        return 0
+    if all(value.is_integer() for value in sizes) and max(sizes) < 1e9:
         return 0
     smallest, largest = (math.floor(math.log10(pick(sizes))) for pick in (min, max))
     if smallest < -5 or largest - smallest > 5:

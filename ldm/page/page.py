@@ -19,6 +19,11 @@ from ldm.page.pictures import Pictures, SideBySide
 from ldm.page.plot import Plot
 from ldm.page.templates import asset, render
 
+# of templates/page.html; other ids of a page hold a full stop, which no section's does
+OWN_IDS = {"top", "content", "theme", "help", "help-button", "viewer"} | {
+    f"viewer-{part}" for part in ("picture", "caption", "rest", "count", "back", "next")
+}
+
 
 @dataclass(frozen=True)
 class _Section:
@@ -44,7 +49,7 @@ class Page:
         """Adds a section; returns its id: `#id` is a link to it."""
         if wrong := [type(e).__name__ for e in elements if not hasattr(e, "html")]:
             raise ValueError(f"section {title!r} holds {', '.join(wrong)}; give elements: Text(…)")
-        taken = {section.id for section in self.sections} | {"top"}
+        taken = {section.id for section in self.sections} | OWN_IDS
         stem = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section"
         numbered = (f"{stem}-{n}" for n in range(2, len(taken) + 3))
         name = next(n for n in (stem, *numbered) if n not in taken)

@@ -1,9 +1,9 @@
 """How much memory and time would a training step take on a GPU that is not here?
 
 A step is traced on meta tensors (estimate_trace.py): FLOPs, bytes moved and bytes kept are counted
-on the network itself. What is assumed: each kernel takes the longest of its FLOPs at PRODUCTS of
-the data sheet's peak, its bytes at STREAM of the bandwidth, and LAUNCH_S. PRODUCTS is the one
-fitted number, to a published run; docs/scaling.md compares with others.
+on the network itself. What is assumed: each kernel takes the longer of its FLOPs at PRODUCTS of
+the data sheet's peak and its bytes at STREAM of the bandwidth, and all of them at least LAUNCH_S
+each. PRODUCTS is the one fitted number, to published runs; docs/scaling.md compares with others.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from ldm.training.estimate_trace import Op, Trace, on_meta, trace_step
 
 __all__ = ["GPUS", "Estimate", "Run", "estimate", "of_trace"]
 
-PRODUCTS = 0.39  # of the peak FLOP/s: 1,100 images/s of SD 2 at 256 px on 8 A100 (MosaicML, 2023)
+PRODUCTS = 0.39  # of the peak FLOP/s: SD 2 on 8 A100, 1,100 and 290 images/s (MosaicML, 2023)
 STREAM = 0.7  # of the memory's bandwidth, in kernels that are bound by it
 LINKS = 0.7  # of the network's bandwidth, in an all-reduce
-LAUNCH_S = 5e-6  # no kernel is faster
+LAST_BUCKET = 0.05  # of the gradients
+LAUNCH_S = 12e-6  # Python, dispatch and launch of a kernel, while the GPU works on earlier ones
 CONTEXT = 0.6 * GIB  # CUDA's context and the libraries' workspaces
 FRAGMENTS = 0.08  # of the activations, which the allocator cannot use
 
@@ -70,16 +71,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes a device, by item, and the time of one optimiser step of all devices.
+    """Bytes a device, by item, and the time of one optimiser step of all devices, by item.
 
     flops_per_image: of training, without what is computed twice; mfu_assumed: the share of the
-    GPU's peak that these would be in the time given.
+    GPU's peak that these would be in the time given; all_reduce_s: hidden behind the backward or
+    not.
     """
 
     memory: dict[str, int]
     memory_total: int
     fits: bool
     flops_per_image: float
+    seconds: dict[str, float]
     seconds_per_step: float
     images_per_s: float
     mfu_assumed: float
@@ -124,9 +127,6 @@ def estimate(
     if checkpointing is not None:
         unet_config = replace(unet_config, checkpointing=checkpointing)
     notes = []
-    if unet_config.upcast_attention:  # autocast cannot be switched off on meta tensors
-        unet_config = replace(unet_config, upcast_attention=False)
-        notes.append("attention in fp32 is counted as in half precision; it takes more of both")
     parameters, trace = _traced(unet_config, latent_size, micro_batch, tokens, dtype, False)
     trained = parameters if trainable is None else trainable
     if trained < 0:
@@ -156,14 +156,20 @@ def of_trace(trace: Trace, run: Run, *, parameters: int, trained: int) -> Estima
         "frozen encoders": run.encoders,
         "CUDA and fragmentation": round(CONTEXT + FRAGMENTS * kept),
     }
-    micro_s = kernels_s((*trace.forward, *trace.backward), gpu, dtype=run.dtype)
-    backward_s = kernels_s(trace.backward, gpu, dtype=run.dtype)
+    forward_s, backward_s = (
+        kernels_s(ops, gpu, dtype=run.dtype) for ops in (trace.forward, trace.backward)
+    )
     reduce_s = all_reduce_s(4 * trained, run.devices, gpu, share=LINKS)
-    exposed_s = max(reduce_s - backward_s, 0.05 * reduce_s)  # DDP sums while it goes backward
-    moved = CLIP + WEIGHTS + 2 * MOMENTS[run.optimizer] + AVERAGE * run.ema
-    update_s = moved * trained / (STREAM * gpu.bandwidth)
-    seconds = run.accumulate * micro_s + update_s + exposed_s
-    images_per_s = run.micro_batch * run.accumulate * run.devices / seconds
+    update = CLIP + WEIGHTS + 2 * MOMENTS[run.optimizer]
+    seconds = {
+        "network": run.accumulate * (forward_s + backward_s),
+        # DDP sums bucket by bucket while it goes backward; the last one nobody hides
+        "all-reduce, not hidden": max(reduce_s - backward_s, LAST_BUCKET * reduce_s),
+        "clipping and AdamW": update * trained / (STREAM * gpu.bandwidth),
+        "EMA": AVERAGE * run.ema * trained / (STREAM * gpu.bandwidth),
+    }
+    step_s = sum(seconds.values())
+    images_per_s = run.micro_batch * run.accumulate * run.devices / step_s
     share = min(trained / parameters, 1.0)
     flops = (2 + share) * trace.forward_flops / run.micro_batch
     total = sum(memory.values())
@@ -172,7 +178,8 @@ def of_trace(trace: Trace, run: Run, *, parameters: int, trained: int) -> Estima
         memory_total=total,
         fits=total <= gpu.memory,
         flops_per_image=flops,
-        seconds_per_step=seconds,
+        seconds=seconds,
+        seconds_per_step=step_s,
         images_per_s=images_per_s,
         mfu_assumed=flops * images_per_s / run.devices / _peak(gpu, run.dtype),
         all_reduce_s=reduce_s,
@@ -181,9 +188,10 @@ def of_trace(trace: Trace, run: Run, *, parameters: int, trained: int) -> Estima
 
 
 def kernels_s(ops: Iterable[Op], gpu: GPU, *, dtype: str = "bf16") -> float:
-    """Seconds of kernels one after the other."""
-    product, stream = PRODUCTS * _peak(gpu, dtype), STREAM * gpu.bandwidth
-    return sum(max(op.flops / product, op.moved / stream, LAUNCH_S) for op in ops)
+    """Seconds of kernels one after the other; of small ones those that the CPU needs to ask."""
+    product, stream, ops = PRODUCTS * _peak(gpu, dtype), STREAM * gpu.bandwidth, tuple(ops)
+    busy = sum(max(op.flops / product, op.moved / stream) for op in ops)
+    return max(busy, LAUNCH_S * len(ops))
 
 
 def _peak(gpu: GPU, dtype: str) -> float:

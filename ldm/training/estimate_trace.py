@@ -76,7 +76,7 @@ def trace_step(
     try:
         with ledger, gpu:
             loss = call().float().sum()
-            saved, forward, casts = ledger.live, len(ledger.ops), gpu.casts
+            saved, forward, casts = ledger.live, len(ledger.ops), gpu.live_casts()
             gpu.close()
             # not loss.backward(), which puts `gpu` aside: checkpointing runs the forward in there
             _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, True)
@@ -156,9 +156,45 @@ class _GPU(TorchFunctionMode):
 
     def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.casts = 0
         self._dtype = dtype
         self._cache: dict[Tensor, Tensor] | None = {}
+        self._casts: list[weakref.ref[torch.UntypedStorage]] = []
+        self._torchs = torch.autocast, torch.is_autocast_enabled
+
+    def __enter__(self) -> _GPU:
+        """Networks ask torch.autocast about their device, and it does not know meta tensors."""
+        self._torchs = torch.autocast, torch.is_autocast_enabled
+        torch.autocast, torch.is_autocast_enabled = self._autocast, self._is_enabled  # type: ignore
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        torch.autocast, torch.is_autocast_enabled = self._torchs  # type: ignore[misc]
+        super().__exit__(*error)
+
+    def _is_enabled(self, device: str = "cuda") -> bool:
+        _, original = self._torchs
+        return self._dtype is not None if device == META.type else original(device)
+
+    @contextmanager
+    def _autocast(
+        self, device: str, *args: Any, enabled: bool = True, **kwargs: Any
+    ) -> Iterator[None]:
+        original, _ = self._torchs
+        if device != META.type:
+            with original(device, *args, enabled=enabled, **kwargs):
+                yield
+            return
+        before, self._dtype = self._dtype, self._dtype if enabled else None
+        try:
+            yield
+        finally:
+            self._dtype = before
+
+    def live_casts(self) -> int:
+        """Bytes of the half-precision copies of weights that something still holds."""
+        found = (reference() for reference in self._casts)
+        return sum(storage.nbytes() for storage in found if storage is not None)
 
     def close(self) -> None:
         """The end of autocast's region: its copies of weights live as long as the backward asks."""
@@ -184,15 +220,14 @@ class _GPU(TorchFunctionMode):
     def _lower(self, value: Any) -> Any:
         if not _floating(value) or value.dtype == self._dtype:
             return value
-        if not isinstance(value, nn.Parameter):
+        if not isinstance(value if value._base is None else value._base, nn.Parameter):
             return value.to(self._dtype)
         if self._cache is not None and value in self._cache:
             return self._cache[value]
         cast = value.to(self._dtype)
-        if self._cache is not None:
-            self.casts += cast.nbytes
-            if value.requires_grad:  # autocast remembers these alone
-                self._cache[value] = cast
+        self._casts.append(weakref.ref(cast.untyped_storage()))
+        if self._cache is not None and value.requires_grad and value.is_leaf:  # as autocast does
+            self._cache[value] = cast
         return cast
 
 

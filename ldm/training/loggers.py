@@ -96,7 +96,7 @@ class ResumableCSVLogger(Logger):
             self._write()
         except OSError as error:
             if not self._failing:
-                log.warning("%s; the rows are kept in memory until it can be written", error)
+                log.warning("%s: %s; rows are kept in memory until there is room", self.path, error)
             self._failing = True
             return
         if self._failing:
@@ -117,7 +117,8 @@ class ResumableCSVLogger(Logger):
             return
         kept = _rows(self.path)
         if self._columns is None:  # the first row of this process: what came later is lost work
-            kept = [row for row in kept if row["samples_seen"] <= self._resume_from]
+            until = self._resume_from or -1  # a new run has a row after 0 samples of its own
+            kept = [row for row in kept if row["samples_seen"] <= until]
         columns = sorted(new.union(*kept))
         write_text(self.path, _text(columns, [*kept, *self._waiting], header=True))
         self._columns = columns

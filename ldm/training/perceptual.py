@@ -26,7 +26,7 @@ WHAT_TO_PUT_WHERE = (
     f"{KEY} names local files with VGG16's convolutions and the five LPIPS heads: one file with "
     'both, as torch.save(lpips.LPIPS(net="vgg").state_dict(), "lpips_vgg16.pth") writes it '
     "(package lpips), or a list of two, torchvision's vgg16-397923af.pth and weights/v0.1/vgg.pth "
-    "of that package"
+    "of that package; training.vae_loss.perceptual=0 trains without"
 )
 _CONVOLUTION = re.compile(r"(?:net\.slice\d\.|features\.)(\d+\.(?:weight|bias))")
 _HEAD = re.compile(r"lin(?:s\.)?(\d)\.model\.\d\.weight")

@@ -55,7 +55,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.line(f"{len(_SKIPPED)} tests marked browser: no Chromium")
 
 
-@dataclass
+@dataclass(repr=False)
 class Chromium:
     """A running browser with one tab."""
 
@@ -91,7 +91,9 @@ class Chromium:
 
     def press(self, key: str) -> None:
         """A key as the keyboard gives it."""
-        text = {"text": key} if len(key) == 1 else {}
+        text: dict[str, Any] = {"text": key} if len(key) == 1 else {}
+        if key == "Escape":  # closes dialogs by its code, not by its name
+            text = {"windowsVirtualKeyCode": 27}
         for kind in ("keyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", {"type": kind, "key": key, **text})
 

@@ -91,7 +91,7 @@ def test_a_segment_is_a_capsule() -> None:
     start = torch.tensor([[40.0, 40.0], [40.0, 40.0], [100.0, 60.0]])
     end = torch.tensor([[40.0, 100.0], [110.0, 80.0], [100.0, 60.0]])  # the last one is a point
     radius = torch.tensor([9.0, 12.0, 15.0])
-    near = masks._near(start, end, radius, (150, 150))
+    near = masks._near(start.unbind(1), end.unbind(1), radius, (150, 150))
     length = (end - start).norm(dim=1)
     assert_close(
         near.flatten(1).sum(1).float(),

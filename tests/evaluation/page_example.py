@@ -22,7 +22,9 @@ METRICS = {
 EDGES = [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
-def renders(captions: Sequence[str], seeds: Sequence[int], facts: dict[str, Any]) -> list[Image.Image]:
+def renders(
+    captions: Sequence[str], seeds: Sequence[int], facts: dict[str, Any]
+) -> list[Image.Image]:
     """Pictures without a model: true ones, with noise where the guidance is low."""
     drawn = render(scenes(EASY, seed=7, index=list(seeds)), side_px=32)
     noise = np.random.default_rng(0).normal(0, 60 / facts["guidance"], drawn.shape)
@@ -31,7 +33,13 @@ def renders(captions: Sequence[str], seeds: Sequence[int], facts: dict[str, Any]
 
 def entry(name: str, **facts: Any) -> dict[str, Any]:
     """The facts of an entry that differs from the others in `facts`."""
-    usual = {"weights": "ema", "samples_seen": 40_000, "sampler": "ddim", "steps": 25, "guidance": 5.0}
+    usual = {
+        "weights": "ema",
+        "samples_seen": 40_000,
+        "sampler": "ddim",
+        "steps": 25,
+        "guidance": 5.0,
+    }
     words = [name, *map(str, facts.values())]
     return {"id": "-".join(words), "checkpoint": f"runs/{name}", "name": name, **usual, **facts}
 
@@ -49,11 +57,17 @@ def write_example(
         _write_pictures(folder / one["pictures"], pictures, captions)
         for name, picture in zip(one["strips"], pictures, strict=False):
             _save(_strip(picture), folder / name)
-        _write_training(folder / f"training/{one['id']}.csv", number)
+        _write_training(folder / f"training/{one['id']}.csv", one["name"])
     document = {
         "format": "ldm-evaluation/1",
         "made": {"ldm": "0.1.0", "torch": "2.13.0", "device": "cpu"},
-        "protocol": {"samples": count, "size": [32, 32], "extractor": "tiny", "seeds": [0, count - 1]},
+        "protocol": {
+            "data": "shapes",
+            "samples": count,
+            "size": [32, 32],
+            "extractor": "tiny",
+            "seeds": [0, count - 1],
+        },
         "entries": list(entries),
         "loss_by_time": {
             "edges": EDGES,
@@ -88,7 +102,7 @@ def _write_pictures(folder: Path, pictures: Sequence[Image.Image], captions: Seq
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         picture.save(folder / f"{i:06d}.png")
         record = {"file": f"{i:06d}.png", "index": i, "caption": caption, "seed": i}
-        judge = {"colour": True, "shape": i % 5 > 0, "size": True}
+        judge = {"colour": "red", "shape": "star", "right": i % 5 > 0}
         lines.append(json.dumps({**record, "clip_score": 20 + (7 * i) % 16 / 2, "judge": judge}))
     (folder / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -107,7 +121,9 @@ def _save(picture: Image.Image, path: Path) -> None:
     picture.save(path)
 
 
-def _write_training(path: Path, number: int) -> None:
+def _write_training(path: Path, name: str) -> None:
+    """One curve a run."""
+    number = len(name)
     path.parent.mkdir(exist_ok=True)
     rows = [f"{n},{0.1 + 1 / (n / 4000 + 1 + number):.5f}," for n in range(640, 40_001, 640)]
     rows[-1] += f"{0.2 + number / 50:.3f}"
@@ -129,7 +145,7 @@ def _paired(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "difference": 0.012,
             "low": 0.009,
             "high": 0.015,
-            "text": f"{entries[0]['name']} has a lower loss than {other['id']} by 0.012 ± 0.003",
+            "text": f"{entries[0]['name']} has a lower loss than {other['name']} by 0.012 ± 0.003",
         }
         for other in entries[1:]
     ]

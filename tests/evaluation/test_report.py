@@ -1,33 +1,23 @@
-"""Does the score table say what the pictures show?"""
+"""Do the tables say what was measured?"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from PIL import Image
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
-from ldm.data.shapes import EASY, render, scenes
-from ldm.evaluation.report import Request, reconstruction_score, score_model, tables, write
-from ldm.images import from_uint8, to_pil
-
-
-class Renderer:
-    """A "model" that draws what it is asked for, or always the same picture."""
-
-    def __init__(self, *, right: bool) -> None:
-        self.right = right
-        self.seeds: list[int] = []
-
-    def txt2img(self, prompts: Any, seeds: Any, **_: Any) -> list[Image.Image]:
-        self.seeds = list(seeds)
-        drawn = {EASY.caption(s): s for s in scenes(EASY, seed=3, index=range(len(EASY.captions)))}
-        chosen = [drawn[prompt if self.right else prompts[0]] for prompt in prompts]
-        return to_pil(from_uint8(torch.from_numpy(render(chosen, side_px=32))))
+from ldm.data.shapes import EASY
+from ldm.evaluation.metrics import JUDGED, Measured
+from ldm.evaluation.report import (
+    ceiling,
+    curve_table,
+    judged_table,
+    metrics_table,
+    reconstruction_score,
+)
 
 
 class PixelCodec:
@@ -46,22 +36,10 @@ class PixelCodec:
         return x0 * (1 - self.lost)
 
 
-def request() -> Request:
-    return Request(seeds=1, first_seed=1000, draw={"steps": 1, "batch_size": 4})
-
-
-def test_a_perfect_renderer_scores_full_marks_and_a_constant_one_does_not() -> None:
-    perfect = score_model(Renderer(right=True), request())
-    assert (perfect.score.n, perfect.score.all) == (96, 1.0)
-    constant = score_model(Renderer(right=False), request())
-    assert constant.score.shape == 1 / 6
-    assert constant.score.colour == 1 / 8
-
-
-def test_every_picture_has_a_seed_of_its_own() -> None:
-    renderer = Renderer(right=True)
-    score_model(renderer, Request(seeds=2, first_seed=1000, draw={}))
-    assert renderer.seeds == list(range(1000, 1192))
+def printed(table: Table) -> str:
+    console = Console(record=True, width=140)
+    console.print(table)
+    return console.export_text()
 
 
 def test_reconstructions_count_what_the_vae_loses() -> None:
@@ -69,20 +47,38 @@ def test_reconstructions_count_what_the_vae_loses() -> None:
     assert reconstruction_score(PixelCodec(lost=1.0), count=96).all == 0.0
 
 
-def test_the_report_names_scores_loss_and_time(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text(
+def test_the_judges_table_has_ceilings_and_entries() -> None:
+    judged = {
+        name: Measured(value=0.25 * (k + 1), better="higher", samples=40)
+        for k, name in enumerate(JUDGED)
+    }
+    text = printed(judged_table(ceiling(PixelCodec(), EASY), {"mine": judged, "other": {}}))
+    for part in ("true renders", "VAE reconstructions", "mine", "40", "25.0 %", "75.0 %"):
+        assert part in text
+    assert "other" not in text
+
+
+def test_the_table_of_numbers_says_what_is_better_and_how_sure() -> None:
+    entries = {
+        "a": {"kid": Measured(value=0.5, low=0.4, high=0.6, better="lower", samples=9)},
+        "b": {"clip_score": Measured(value=31.0, better="higher", samples=9)},
+    }
+    text = printed(metrics_table(entries))
+    assert "kid (↓)" in text
+    assert "0.5 ± 0.1" in text
+    assert "clip_score (↑)" in text
+
+
+def test_a_runs_curve_is_loss_and_time(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text(
         "samples_seen,train/loss,val/loss_ema,images_per_s\n"
         "0,,0.9,\n600,0.5,,100\n1200,0.25,,100\n1200,,0.3,\n"
     )
-    scores = {"mine": score_model(Renderer(right=True), request())}
-    shown = tables(PixelCodec(), scores, run=tmp_path)
-    console = Console(record=True, width=120)
-    for table in shown:
-        console.print(table)
-    text = console.export_text()
-    for expected in ("true renders", "VAE reconstructions", "mine", "0.5", "0.25", "0.2 min"):
-        assert expected in text
-    grid = write(tmp_path / "out", scores, shown)
-    with Image.open(grid) as picture:
-        assert picture.width > 12 * 128
-    assert json.loads((grid.parent / "scores.json").read_text())["mine"]["colour"] == 1.0
+    table = curve_table(path)
+    assert table is not None
+    text = printed(table)
+    for part in ("0.5", "0.25", "0.3", "1,200", "0.2 min"):
+        assert part in text
+    path.write_text("samples_seen\n")
+    assert curve_table(path) is None

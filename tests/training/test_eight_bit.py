@@ -21,7 +21,7 @@ SETTINGS = OptimSettings(lr=0.1, betas=(0.8, 0.9), eps=1e-6, eight_bit=True)
 
 
 class Pretended(torch.optim.AdamW):
-    """bitsandbytes.optim.AdamW8bit as far as it is used: no `fused`, and found_inf is no concern."""
+    """bitsandbytes.optim.AdamW8bit as far as it is used: no `fused`, deaf to found_inf."""
 
     def __init__(self, params: Any, lr: float, betas: Any, eps: float, weight_decay: float = 0.01):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)

@@ -45,7 +45,8 @@ def test_rows_wait_for_room(
         assert (tmp_path / "metrics.csv").read_bytes() == before  # not even the 5 bytes that fit
     assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 1
     assert "File too large" in caplog.text
-    assert "the rows are kept in memory" in caplog.text
+    assert f"{tmp_path / 'metrics.csv'}: [Errno 27]" in caplog.text
+    assert "rows are kept in memory" in caplog.text
     logger.log_metrics(row(40), step=40)
     assert [r["samples_seen"] for r in metrics(tmp_path)] == [8, 16, 24, 32, 40]
     assert metrics(tmp_path)[2]["val/loss_raw"] == 0.5
@@ -85,3 +86,11 @@ def test_a_file_that_somebody_took_away_is_begun_anew(tmp_path: Path, metrics: R
     (tmp_path / "metrics.csv").unlink()
     logger.log_metrics(row(16), step=16)
     assert [r["samples_seen"] for r in metrics(tmp_path)] == [16]
+
+
+def test_a_run_that_starts_anew_has_one_row_of_its_start(tmp_path: Path, metrics: Rows) -> None:
+    """Validation comes before the first step; the run was killed before its first checkpoint."""
+    for value in (0.5, 0.25):
+        logger = ResumableCSVLogger(tmp_path, resume_from=0)
+        logger.log_metrics({"samples_seen": 0.0, "val/loss_raw": value}, step=0)
+    assert metrics(tmp_path) == [{"samples_seen": 0.0, "val/loss_raw": 0.25}]

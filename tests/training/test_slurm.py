@@ -236,6 +236,18 @@ def test_two_tasks_are_one_run_that_is_preempted_and_goes_on(
 
 
 @pytest.mark.slow
+def test_without_srun_the_run_starts_its_processes_itself(
+    script: Callable[..., Any], tmp_path: Path, metrics: Callable[..., list[dict[str, float]]]
+) -> None:
+    """Lightning alone would wait for the other tasks of the job."""
+    job = {**JOB, "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"}
+    line = (f"run_dir={tmp_path / 'run'}", "training.trainer.devices=2")
+    done = script("train", *line, cwd=tmp_path, **job, SLURM_PROCID="0", SLURM_LOCALID="0")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [row["samples_seen"] for row in metrics(tmp_path / "run")] == [8, 16, 24, 32]
+
+
+@pytest.mark.slow
 def test_two_tasks_share_the_work_of_other_scripts(tmp_path: Path) -> None:
     work = tmp_path / "work.py"
     work.write_text(

@@ -54,8 +54,8 @@ def add_captions(chapter: Chapter, counts: Counter[str], text: Words) -> None:
                 "text encoder takes; their ends are never seen",
                 "shorten them, or choose an encoder that takes more",
             )
-        edges = _edges(int(lengths.max()))
-        labels = [f"{low}–{high - 1}" for low, high in pairwise(edges)]
+        edges = _edges(int(lengths.min()), int(lengths.max()))
+        labels = [number_range(low, high - 1) for low, high in pairwise(edges)]
         bars = np.histogram(lengths, bins=edges, weights=weights)[0]
         chapter.elements.append(Bars("Caption length in tokens", labels, bars.tolist()))
         chapter.facts["token_histogram"] = dict(zip(labels, bars.tolist(), strict=True))
@@ -74,6 +74,12 @@ def token_lengths(captions: Sequence[str], text: Words) -> NDArray[np.int64] | N
     return np.array([len(row) for row in rows])
 
 
-def _edges(longest: int) -> NDArray[np.int64]:
-    step = max(1, -(-(longest + 1) // 16))
-    return np.arange(0, longest + 1 + step, step)
+def _edges(least: int, most: int) -> NDArray[np.int64]:
+    """Up to 16 bins of whole numbers."""
+    step = -(-(most - least + 1) // 16)
+    return np.arange(least, most + step + 1, step)
+
+
+def number_range(low: int, high: int) -> str:
+    """The label of a bin of whole numbers."""
+    return f"{low}" if low == high else f"{low}–{high}"

@@ -54,12 +54,16 @@ def cost(cfg: Config, plan: Plan, job: Any, gpu: str | None) -> Chapter:
         "memory": f"{found.memory_total / 2**30:.1f} GiB",
         "images a second": found.images_per_s,
         "seconds a step": found.seconds_per_step,
-        "hours of the run": hours,
-        "GPU hours": hours * plan.world_size,
+        "time of the run": _duration(hours),
+        "GPU hours": round(hours * plan.world_size, 3),
         "TFLOPs an image": found.flops_per_image / 1e12,
         "share of the GPU's peak": f"{found.mfu_assumed:.0%}",
     }
-    chapter.facts |= facts | {"memory_bytes": dict(found.memory), "notes": list(found.notes)}
+    chapter.facts |= facts | {
+        "hours": hours,
+        "memory_bytes": dict(found.memory),
+        "notes": list(found.notes),
+    }
     share = found.memory_total / memory
     told = f"{facts['memory']} of {memory / 2**30:.0f} GiB with a micro-batch of {plan.micro_batch}"
     if not found.fits:
@@ -70,7 +74,7 @@ def cost(cfg: Config, plan: Plan, job: Any, gpu: str | None) -> Chapter:
     elif share > TIGHT:
         chapter.warning(f"it would be tight: {told}", "lower training.micro_batch")
     else:
-        chapter.ok(f"{told}; {found.images_per_s:,.0f} images/s, {hours:,.1f} hours")
+        chapter.ok(f"{told}; {found.images_per_s:,.0f} images/s, {_duration(hours)}")
     sizes = [size / 2**30 for size in found.memory.values()]
     chapter.elements += [
         Facts(facts),
@@ -78,6 +82,10 @@ def cost(cfg: Config, plan: Plan, job: Any, gpu: str | None) -> Chapter:
         *(Text(note) for note in found.notes),
     ]
     return chapter
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
 
 
 def _latent_size(config: DataConfig, factor: int) -> tuple[int, int]:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ldm import rng
 from ldm.app.doctor.findings import Chapter
+from ldm.data.latents import LEAST_STD, MOST_STD
 from ldm.data.reader import Reader
 from ldm.images import to_pil
 from ldm.page import Facts, Pictures, Plot, Series, SideBySide
-from ldm.training.cache_latents import LEAST_STD, MOST_STD
 from ldm.types import ImageBatch, LatentBatch, Level
 
 LEVELS = 8
@@ -41,12 +41,12 @@ def encoders(job: Any, cfg: dict[str, Any], k: int) -> Chapter:
     )  # [k,C,h,w]
     if isinstance(batch, ImageBatch):
         _round_trip(chapter, parts.codec, batch, moments)
-    _deviation(chapter, x0, parts.codec.scale)
+    _deviation(chapter, x0, parts.codec.scale, not any(True for _ in parts.codec.vae.parameters()))
     if torch.isfinite(x0).all():
         _strip(chapter, job, x0[:1], batch)
     _contexts(chapter, parts, batch, cfg)
     if not chapter.findings:
-        chapter.ok("pictures come back from the VAE, latents have the deviation 1, captions differ")
+        chapter.ok(f"what they make of the first {len(batch)} samples is as it should be")
     return chapter
 
 
@@ -108,7 +108,7 @@ def _round_trip(chapter: Chapter, codec: Any, batch: ImageBatch, moments: list[T
     ]
 
 
-def _deviation(chapter: Chapter, x0: Tensor, scale: float) -> None:
+def _deviation(chapter: Chapter, x0: Tensor, scale: float, in_pixels: bool) -> None:
     std, mean = torch.std_mean(x0.double())
     by_channel = x0.double().transpose(0, 1).flatten(1).std(dim=1).tolist()
     value = float(std)
@@ -127,6 +127,8 @@ def _deviation(chapter: Chapter, x0: Tensor, scale: float) -> None:
             f"the scaled latents have the deviation {value:.3g}; the schedules are made for 1",
             f"scaled twice or not at all? A scale of {scale / value:.4g} would give 1",
         )
+    elif in_pixels:
+        chapter.ok("the network works on pixels, which are not scaled to the deviation 1")
     elif not 1 / UNUSUAL <= value <= UNUSUAL:
         chapter.warning(
             f"the scaled latents have the deviation {value:.3g}, not about 1",

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from ldm.app.doctor import building
-from ldm.app.doctor.findings import Chapter, show, worst, write_json
+from ldm.app.doctor.findings import Chapter, Level, level_of, show, verdict, write_json
 from ldm.app.doctor.settings import DoctorSettings, split
 from ldm.cli import ConfigError
 from ldm.parts import build, reason
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
+SENTENCES: Mapping[Level, str] = {
+    "error": "this run would not work as it is",
+    "warning": "read them before you start",
+    "ok": "nothing stands against this run",
+}
 
 
 def doctor(cfg: Config) -> int:
@@ -60,21 +66,28 @@ def examine(cfg: Config, settings: DoctorSettings) -> list[Chapter]:
     return chapters + ([resume] if resume.findings or resume.elements else [])
 
 
-def conclude(chapters: list[Chapter], out: Path, name: str, *, title: str) -> int:
+def conclude(
+    chapters: list[Chapter],
+    out: Path,
+    name: str,
+    *,
+    title: str,
+    sentences: Mapping[Level, str] = SENTENCES,
+) -> int:
     """Writes the page and the JSON, prints the table. Returns the exit code."""
     from ldm.app.doctor.report import write_page
     from ldm.training.run_folder import provenance
 
+    said = verdict(chapters, sentences)
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     try:
-        command = " ".join(Path(word).name if n == 0 else word for n, word in enumerate(sys.argv))
-        write_json(out / f"{name}.json", chapters, command=command, made_with=provenance())
-        write_page(out / f"{name}.html", chapters, title=title, subtitle=command)
+        write_json(out / f"{name}.json", chapters, said, command=command, made_with=provenance())
+        write_page(out / f"{name}.html", chapters, said, title=title, subtitle=command)
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error}; give doctor.out=DIR") from error
-    show(chapters, Console())
+    show(chapters, said, Console())
     log.info("%s and %s.json", out / f"{name}.html", name)
-    level = worst([finding for chapter in chapters for finding in chapter.findings])
-    return 1 if level == "error" else 0
+    return 1 if level_of(chapters) == "error" else 0
 
 
 def _shards(cfg: Config, settings: DoctorSettings, text: Any) -> list[Chapter]:

@@ -64,20 +64,24 @@ def worst(findings: Sequence[Finding]) -> Level:
     return next((level for level in LEVELS if level in found), "ok")
 
 
-def verdict(chapters: Sequence[Chapter]) -> str:
-    """One sentence about all."""
+def verdict(chapters: Sequence[Chapter], sentences: Mapping[Level, str]) -> str:
+    """One sentence about all; sentences: for each level."""
     counts = Counter(finding.level for chapter in chapters for finding in chapter.findings)
     told = ", ".join(
         f"{counts[level]} {level}{'s' if counts[level] > 1 else ''}"
         for level in LEVELS[:2]
         if counts[level]
     )
-    if counts["error"]:
-        return f"{told}: this run would not work as it is"
-    return f"{told}: read them before you start" if told else "nothing stands against this run"
+    sentence = sentences[level_of(chapters)]
+    return f"{told}: {sentence}" if told else sentence
 
 
-def show(chapters: Sequence[Chapter], console: Console) -> None:
+def level_of(chapters: Sequence[Chapter]) -> Level:
+    """The worst level of all chapters."""
+    return worst([finding for chapter in chapters for finding in chapter.findings])
+
+
+def show(chapters: Sequence[Chapter], said: str, console: Console) -> None:
     """A table of all findings, then the verdict."""
     table = Table(show_edge=False, pad_edge=False, show_lines=False)
     for column in ("", "part", "finding"):
@@ -90,17 +94,16 @@ def show(chapters: Sequence[Chapter], console: Console) -> None:
                 Text(str(finding)),
             )
     console.print(table)
-    level = worst([finding for chapter in chapters for finding in chapter.findings])
-    console.print(Text(verdict(chapters), style=COLOURS[level]))
+    console.print(Text(said, style=COLOURS[level_of(chapters)]))
 
 
-def write_json(path: Path, chapters: Sequence[Chapter], **facts: Any) -> None:
-    """Strict JSON: inf and nan become strings."""
+def write_json(path: Path, chapters: Sequence[Chapter], said: str, **facts: Any) -> None:
+    """Strict JSON: inf and nan become strings. facts: of how it was made."""
     document = {
         "format": FORMAT,
         **facts,
-        "level": worst([finding for chapter in chapters for finding in chapter.findings]),
-        "verdict": verdict(chapters),
+        "level": level_of(chapters),
+        "verdict": said,
         "chapters": [
             {
                 "title": chapter.title,

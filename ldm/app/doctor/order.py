@@ -35,7 +35,8 @@ def order(cfg: Config, data: Any, settings: DoctorSettings) -> tuple[Plan | None
     facts: dict[str, Any] = {
         "samples an epoch": plan.train_size,
         "validation samples": plan.val_size,
-        "batch": f"{plan.batch_size} = {world} processes × micro-batch {plan.micro_batch} × "
+        "processes": world,
+        "batch": f"{plan.batch_size} = {world} × micro-batch {plan.micro_batch} × "
         f"accumulation {plan.accumulate}",
         "whole batches an epoch": plan.train_size // plan.batch_size,
         "samples left over": f"{rest}, which share a batch with the next epoch's first",
@@ -71,7 +72,7 @@ def _workers(chapter: Chapter, count: int, processes: int, settings: DoctorSetti
     cores = len(os.sched_getaffinity(0))
     if usable < count or count * processes > cores:
         chapter.warning(
-            f"{processes} processes with {count} workers each on the {cores} cores of this machine",
+            f"{processes} × {count} workers on the {cores} cores of this machine",
             f"data.num_workers={max(cores // processes - 1, 0)} leaves a core to each process",
         )
 
@@ -89,6 +90,8 @@ def _lines(chapter: Chapter, data: Any, plan: Plan, facts: dict[str, Any]) -> No
                 f"data.lanes={plan.world_size * max(round(lanes / plan.world_size), 1)} (another "
                 "order: not in a run that has begun)",
             )
+    for folder, manifest in data.manifests.items():
+        facts[f"manifest of {folder or '.'}"] = "none" if manifest is None else dict(manifest)
     if "mixture" in spec:
         facts["mixture"] = spec["mixture"]
     if "buckets" in spec:

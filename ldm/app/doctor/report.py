@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.app.doctor.findings import LEVELS, Chapter, Level, verdict, worst
+from ldm.app.doctor.findings import LEVELS, Chapter, Level, level_of
 from ldm.page import Page, Table, Text
 
 TONES: dict[Level, Any] = {"error": "bad", "warning": "warning", "ok": "good"}
 
 
-def write_page(path: Path, chapters: Sequence[Chapter], *, title: str, subtitle: str) -> None:
+def write_page(
+    path: Path, chapters: Sequence[Chapter], said: str, *, title: str, subtitle: str
+) -> None:
     """The verdict and all that is wrong first, then chapter by chapter."""
     findings = [(c.title, f) for c in chapters for f in c.findings]
-    level = worst([finding for _, finding in findings])
     page = Page(title=title, subtitle=subtitle)
     wrong = [
         [finding.level, chapter, finding.text, finding.advice]
@@ -23,13 +24,13 @@ def write_page(path: Path, chapters: Sequence[Chapter], *, title: str, subtitle:
         for chapter, finding in findings
         if finding.level == wanted
     ]
-    top: list[Any] = [Text(verdict(chapters), tone=TONES[level])]
+    top: list[Any] = [Text(said, tone=TONES[level_of(chapters)])]
     if wrong:
         top.append(Table(columns=["", "part", "finding", "what to do"], rows=wrong))
     page.section("Verdict", top)
     for chapter in chapters:
-        said = [Text(_escaped(str(f)), tone=TONES[f.level]) for f in chapter.findings]
-        page.section(chapter.title, [*said, *chapter.elements])
+        lines = [Text(_escaped(str(f)), tone=TONES[f.level]) for f in chapter.findings]
+        page.section(chapter.title, [*lines, *chapter.elements])
     page.write(path)
 
 

@@ -33,8 +33,12 @@ def compare(cfg: Config, card: Config, start: run_folder.Start, chapter: Chapter
     checkpoint = start.checkpoint or files.latest_valid(Path(cfg["run_dir"]) / "checkpoints")
     if checkpoint is None:
         return
-    old = files.check_card(files.read(checkpoint).get("card"), str(checkpoint))
-    found = changes(old, card, _config_of(checkpoint), cfg)
+    try:
+        old = files.check_card(files.read(checkpoint).get("card"), str(checkpoint))
+        found = changes(old, card, _config_of(checkpoint), cfg)
+    except ValueError as error:
+        chapter.error(str(error))
+        return
     wrong = refused(found, cfg["allow"])
     if cfg["resume"]:
         for problem in wrong:
@@ -55,9 +59,12 @@ def compare(cfg: Config, card: Config, start: run_folder.Start, chapter: Chapter
 
 
 def _config_of(checkpoint: Path) -> Config | None:
-    """What the run was last started with; compared as plain values, nothing of it is built."""
+    """What the run was last started with, to be compared only. Raises ValueError."""
     path = checkpoint.resolve().parent.parent / "config.yaml"
     if not path.is_file():
         return None
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
     return found if isinstance(found, dict) else None

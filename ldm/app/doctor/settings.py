@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ldm.check import field_problems, type_problem
+from ldm.cli import ConfigError
 from ldm.parts import raise_all
 
 Config = dict[str, Any]
@@ -45,8 +45,8 @@ class DoctorSettings:
 def split(cfg: Config) -> tuple[Config, DoctorSettings, str | None]:
     """(the configuration of train.py, the doctor's own, replay). Raises ConfigError."""
     own = cfg.get("doctor")
-    if not isinstance(own, Mapping):
-        raise_all([f"doctor={own!r} is not a group of keys; write doctor.gpu=NAME for example"])
+    if not isinstance(own, dict):
+        raise ConfigError(f"doctor={own!r} is not a group of keys; write doctor.gpu=NAME instead")
     problems = field_problems(own, DoctorSettings, "doctor")
     problems += type_problem(cfg.get("replay"), str | None, "replay")
     raise_all(problems)

@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
-from ldm.app.doctor.captions import Words, add_captions
+from ldm.app.doctor.captions import Words, add_captions, number_range
 from ldm.app.doctor.findings import Chapter
 from ldm.app.doctor.settings import DoctorSettings
 from ldm.data.buckets import nearest_bucket
-from ldm.data.scan import Copies, Scan, ShardFacts, scan
+from ldm.data.scan import Copies, Place, Scan, ShardFacts, scan
 from ldm.data.settings import DataConfig
 from ldm.page import Bars, Facts, Table
 
 FREE = 16  # as many bad samples never stop a run (data.quarantine)
 MANY_UPSCALED = 0.1  # of the pictures
 SHOWN = 100  # rows of a table of the page
+GROUPS = 12  # groups of copies on the page; doctor.json has more
 
 
 def shards(
@@ -106,16 +107,16 @@ def _samples(chapter: Chapter, found: Scan, config: DataConfig) -> None:
         "same_key": _places(found.same_key),
     }
     rows = [list(_row(shard).values()) for shard in found.shards[:SHOWN]]
-    told = f"The first {SHOWN} shards" if len(found.shards) > SHOWN else None
+    only = f"The first {SHOWN} shards" if len(found.shards) > SHOWN else None
     chapter.elements.append(Facts({**facts, "bytes": f"{size / 1e6:,.1f} MB"}))
-    chapter.elements.append(Table(list(_row(ShardFacts(shard=""))), rows, caption=told))
+    chapter.elements.append(Table(list(_row(ShardFacts(shard=""))), rows, caption=only))
     if found.bad:
         listed = [[b.shard, b.key, b.reason] for b in found.bad[:SHOWN]]
         chapter.elements.append(Table(["shard", "key", "why it cannot be used"], listed))
-    for copies, title in ((found.same_bytes, "The same bytes"), (found.alike, "Look alike")):
+    for copies, title in ((found.same_bytes, "same bytes"), (found.alike, "look alike")):
         if copies.groups:
-            pairs = [[", ".join(f"{s} {k}" for s, k in group)] for group in copies.groups]
-            chapter.elements.append(Table([title], pairs))
+            rows = [[_first(group), len(group), _others(group)] for group in copies.groups[:GROUPS]]
+            chapter.elements.append(Table([title, "samples", "others"], rows))
 
 
 def _sizes(chapter: Chapter, found: Scan, config: DataConfig) -> None:
@@ -144,7 +145,7 @@ def _sizes(chapter: Chapter, found: Scan, config: DataConfig) -> None:
     if len(edges) < 2:
         edges = np.array([edges[0], edges[0] + 1])
     counts = np.histogram(short, bins=edges)[0]
-    labels = [f"{low:.0f}–{high - 1:.0f}" for low, high in pairwise(edges)]
+    labels = [number_range(round(low), round(high) - 1) for low, high in pairwise(edges)]
     chapter.elements += [Facts(facts), Bars("Shorter side in px", labels, counts.tolist())]
     chapter.facts["size_histogram"] = dict(zip(labels, counts.tolist(), strict=True))
 
@@ -177,6 +178,16 @@ def _row(shard: ShardFacts) -> Mapping[str, Any]:
         "index": "there" if shard.indexed else "made now",
         "problem": shard.problem,
     }
+
+
+def _first(group: Sequence[Place]) -> str:
+    shard, key = group[0]
+    return f"{shard.rpartition('/')[2]} {key}"
+
+
+def _others(group: Sequence[Place]) -> str:
+    shown = ", ".join(_first([place]) for place in group[1:4])
+    return f"{shown}, …" if len(group) > 4 else shown
 
 
 def _places(copies: Copies) -> list[list[list[str]]]:

@@ -10,11 +10,9 @@ import yaml
 
 from ldm.check import group_problems, nearest, target_problems, type_problem, unknown_keys
 from ldm.cli import CONF
-from ldm.evaluation.inception import NAME as INCEPTION
-from ldm.evaluation.metrics import BETTER
-from ldm.evaluation.preset import Preset
+from ldm.evaluation.metrics import BETTER, name_problems
+from ldm.evaluation.preset import INCEPTION, Preset
 from ldm.parts import DTYPES, build, raise_all
-from ldm.pipeline import SamplingOptions
 
 Config = dict[str, Any]
 LOGGERS = ("tensorboard", "wandb")
@@ -43,7 +41,10 @@ class Settings:
     steps: int | None
     guidance: float | None
 
-    def options(self) -> SamplingOptions:
+    def options(self) -> Any:
+        """The SamplingOptions that ask for it."""
+        from ldm.pipeline import SamplingOptions  # brings transformers: only when it is needed
+
         return SamplingOptions(sampler=self.sampler, steps=self.steps, guidance=self.guidance)
 
 
@@ -108,6 +109,24 @@ def read_request(cfg: Config) -> Request:
         overwrite=cfg["overwrite"],
         out=None if cfg["out"] is None else Path(cfg["out"]),
     )
+
+
+def evaluation_problems(cfg: Config) -> list[str]:
+    """What is wrong with the metrics of an evaluation while training, for `train`."""
+    node = cfg.get("training", {}).get("callbacks", {}).get("evaluation")
+    names = node.get("metrics") if isinstance(node, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return []  # the check of signatures says so
+    key = "training.callbacks.evaluation"
+    found = [f"{key}.{problem}" for problem in name_problems(names)]
+    if "loss" in names:
+        found.append(f"{key}.metrics: loss is what training.val_every measures; leave it out")
+    if "fid" in names and node["extractor"] != INCEPTION:
+        found.append(f"{key}.metrics: fid needs extractor={INCEPTION}; on others it is fd")
+    best = node.get("best")
+    if best is not None and best not in names:
+        found.append(f"{key}.best={best!r} is not measured; one of {', '.join(names)}, or null")
+    return found
 
 
 def listed(value: str | list[str] | None) -> list[str]:

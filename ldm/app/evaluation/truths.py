@@ -6,7 +6,6 @@ Of a run folder only plain values of config.yaml are used; nothing that it names
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import yaml
 
 from ldm.app.evaluation.request import Request
 from ldm.app.evaluation.subjects import Subject
+from ldm.data.examples import Examples
 from ldm.data.filters import parse_filter
 from ldm.data.locate import expand
 from ldm.data.order import Sequential
@@ -57,8 +57,6 @@ def truth_of(request: Request, subject: Subject, size_px: int) -> Truth:
 
 
 def _reader(config: DataConfig, shards: list[str]) -> Reader:
-    from ldm.data.examples import Examples
-
     captions = config.captions().fixed()
     index = build_index(
         shards, captions=captions, rules=parse_filter(config.filter), cache=config.cache()
@@ -70,7 +68,7 @@ def _reader(config: DataConfig, shards: list[str]) -> Reader:
 
 
 def _run_data(subject: Subject) -> dict[str, Any]:
-    """The node `data` of a run's config.yaml, without what it would build; {} where there is none."""
+    """The node `data` of a run's config.yaml, without what it would build; {} without one."""
     path = None if subject.run_dir is None else subject.run_dir / "config.yaml"
     if path is None or not path.is_file():
         return {}
@@ -117,9 +115,7 @@ def _last_of_training(said: Mapping[str, Any], subject: Subject, size_px: int) -
             f"the shards {subject.given} was trained on are not here ({error}); {ADVICE}"
         ) from error
     assert data.val is not None  # held out
-    return ShardPictures(
-        replace(data.val), f"validation, {_words([s.shards for s in weighted])}"
-    )
+    return ShardPictures(data.val, f"validation part of {_words([s.shards for s in weighted])}")
 
 
 def _val_shards(said: Mapping[str, Any], subject: Subject) -> Any:

@@ -12,12 +12,11 @@
     const image = row[at];
     const picture = part("picture");
     picture.src = image.src;
-    picture.width = image.width;
-    picture.height = image.height;
-    picture.setAttribute("width", image.getAttribute("width"));
-    picture.setAttribute("height", image.getAttribute("height"));
-    picture.alt = image.alt;
-    picture.className = image.parentElement.classList.contains("tiny") ? "tiny" : "";
+    for (const name of ["width", "height", "alt"]) {
+      picture.setAttribute(name, image.getAttribute(name));
+    }
+    picture.classList.toggle("tiny", image.parentElement.classList.contains("tiny"));
+    picture.classList.toggle("wide", image.naturalWidth > 2 * image.naturalHeight);
     part("caption").textContent = image.dataset.caption;
     part("rest").textContent = image.dataset.rest;
     part("count").textContent = `${at + 1} of ${row.length}`;

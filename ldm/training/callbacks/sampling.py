@@ -106,11 +106,15 @@ class SampleGrid(Callback):
             torch.inference_mode(),
             trainer.strategy.precision_plugin.forward_context(),
         ):
-            cond, null = self._encoded(mine)
-            x0 = self.pipeline.latents(cond, null, [self.seeds[j] for j in mine])
-            pictures = to_uint8(self.pipeline.codec.decode(x0))
+            pictures = self._pictures(mine)
         module.train(was_training)
         return pictures.to(module.device).clone()  # NCCL gathers on the device only
+
+    def _pictures(self, mine: list[int]) -> Tensor:
+        """What the model draws for these prompts: [n,H,W,3] uint8."""
+        cond, null = self._encoded(mine)
+        x0 = self.pipeline.latents(cond, null, [self.seeds[j] for j in mine])
+        return to_uint8(self.pipeline.codec.decode(x0))
 
     def _encoded(self, mine: list[int]) -> tuple[Conditioning, Conditioning]:
         if self._contexts is None or self.pipeline.text.gradients:  # of a trained text encoder

@@ -1,0 +1,26 @@
+"""How do all processes learn that one of them has failed?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from ldm.app.recipes import EXPECTED
+from ldm.cli import ConfigError
+from ldm.training.launch import Processes
+
+T = TypeVar("T")
+
+
+def together(processes: Processes, work: Callable[[], T]) -> T:
+    """The result of `work`, which enters no collective; when it fails in one process, all raise
+    what is wrong there."""
+    result, problem = None, None
+    try:
+        result = work()
+    except EXPECTED as error:
+        problem = str(error)
+    for text in processes.gather(problem):
+        if text:
+            raise ConfigError(text)
+    return result  # type: ignore[return-value]
