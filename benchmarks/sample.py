@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from networks import DTYPES, REFERENCE, machine, network, shape
 from torch import Tensor, nn
-from train_step import DTYPES, machine, network, shape
 
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.prediction import Eps
@@ -34,7 +34,6 @@ from ldm.sampling.guidance import cfg
 from ldm.sampling.presets import get_sampler
 from ldm.types import Conditioning
 
-REFERENCE = "diffusers"
 WITHOUT = "ours, no text keys"  # the text is projected again at every step
 CONTENDERS = ("ours", WITHOUT, REFERENCE)
 CLOCKED_EVERY = 4  # rounds; on a GPU the clocks wait for it, so the other rounds run without

@@ -94,7 +94,7 @@ def run(task: Task, *, config: str) -> None:
     original = list(sys.argv)
     try:
         typed = original[1:]
-        if config == "evaluate":  # elsewhere `data` is a group
+        if config in ("evaluate", "suspects"):  # elsewhere `data` is a group
             typed = [re.sub(r"^(\+\+)?data=", "data.shards=", a) for a in typed]
         arguments = encode(typed)
         first = next((i for i, a in enumerate(arguments) if _ARGUMENT.fullmatch(a)), len(arguments))

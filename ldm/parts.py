@@ -60,7 +60,7 @@ TOP = [
     "change",
     "allow",
 ]
-TRAINING_GROUPS = ("trainer", "optim", "ema", "callbacks", "logger", "vae_loss")
+TRAINING_GROUPS = ("trainer", "optim", "ema", "callbacks", "logger", "vae_loss", "prior")
 KEYS = {
     "models": ("unet", "vae", "text", "vae_weights", "vae_dtype"),
     "diffusion": (
@@ -245,7 +245,7 @@ def _value_problems(cfg: Config, known: list[str]) -> list[str]:
             problems.append(f"{path}: {error.__cause__ or error}")
             return None
 
-    leaves = [f"training.{name}" for name in ("trainer", "optim", "ema", "logger")]
+    leaves = [f"training.{name}" for name in ("trainer", "optim", "ema", "logger", "prior")]
     leaves += [f"training.callbacks.{name}" for name in KEYS["training.callbacks"]]
     for path in leaves:
         settings = attempt(path)

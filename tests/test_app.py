@@ -296,8 +296,8 @@ def test_bad_input_to_evaluate_and_make_shards(
 ) -> None:
     with pytest.raises(ConfigError, match="did you mean 'checkpoint'"):
         app.evaluate(composed("checkpont=x", config="evaluate"))
-    with pytest.raises(ConfigError, match="seeds='x' is a str"):
-        app.evaluate(composed("seeds=x", config="evaluate"))
+    with pytest.raises(ConfigError, match="samples='x' is a str"):
+        app.evaluate(composed("samples=x", config="evaluate"))
     with pytest.raises(ConfigError, match="out is not given"):
         app.make_shards(composed(config="make_shards"))
     with pytest.raises(ConfigError, match="did you mean 'count'"):

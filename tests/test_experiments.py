@@ -25,7 +25,7 @@ QUICK = ("sd15", "v_tiny")  # the others are as quick, but many
 # what makes each kind of part small; the kinds are told apart by what the experiment chose
 WIDTHS = {2: "[8,16]", 3: "[8,16,16]", 4: "[8,16,16,16]"}
 TEXT = {
-    "ldm.models.text.clip.clip_text": ("models/text=tiny",),
+    "ldm.models.text.clip.clip_text": ("models/text=tiny", "models.text.source=tiny"),
     "ldm.models.text.none.NoText": (),
     "ldm.models.text.bert.bert_text": (
         "models.text.source=scratch",
@@ -80,7 +80,11 @@ def missing(node: Any, path: str = "") -> list[str]:
     return [path] if node == "???" else []
 
 
-def made_small(name: str, tmp_path: Path) -> list[str]:
+# what experiments that tune a given model are tried on
+BASES = {"tiny": "quickstart", "sd15": "sd15_finetune"}
+
+
+def made_small(name: str, tmp_path: Path, base: Path | None = None) -> list[str]:
     """Arguments that leave every choice of the experiment but sizes and weights."""
     cfg = compose(f"experiment={name}")
     unet, text = cfg["models"]["unet"], cfg["models"]["text"]
@@ -101,7 +105,15 @@ def made_small(name: str, tmp_path: Path) -> list[str]:
         vae_levels = len(cfg["models"]["vae"]["block_out_channels"])
         small += [f"models.vae.block_out_channels={WIDTHS[vae_levels]}"]
         small += ["models.vae.norm_num_groups=4"]
-    return [*small, "data.size=32", "init_from=null"]
+    if cfg["adapters"]["_target_"].endswith("LoRASettings"):
+        small += ["adapters.rank=4"]
+    return [*small, "data.size=32", f"init_from={base or 'null'}"]
+
+
+def is_tuned(name: str) -> bool:
+    """Whether an experiment leaves the UNet as it is, so that there must be one."""
+    cfg = compose(f"experiment={name}")
+    return not cfg["adapters"]["_target_"].endswith("NoAdapters")
 
 
 def bert_vocabulary(folder: Path) -> Path:
@@ -166,7 +178,11 @@ def test_full_size_recipes_are_the_published_ones() -> None:
 
 def trains_two_steps(name: str, tiny_cfg: Callable[..., Config], tmp_path: Path) -> dict[str, Any]:
     run_dir = tmp_path / "run"
-    cfg = tiny_cfg(run_dir, *made_small(name, tmp_path))
+    base = None
+    if is_tuned(name):
+        base = tmp_path / "base"
+        assert app.train(tiny_cfg(base, *made_small(BASES[name.split("_")[0]], tmp_path))) == 0
+    cfg = tiny_cfg(run_dir, *made_small(name, tmp_path, base))
     cfg["training"]["sample_every"] = 8 if cfg["training"]["sample_every"] else None
     assert app.train(cfg) == 0
     newest = files.latest_valid(run_dir / "checkpoints")

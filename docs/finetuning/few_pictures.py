@@ -1,14 +1,14 @@
 """Has a model learnt something new from a few pictures, and what has it forgotten?
 
     python docs/finetuning/few_pictures.py draw house data/house    # 12 pictures of a new object
-    python docs/finetuning/few_pictures.py draw night data/night    # 96 pictures in a new style
+    python docs/finetuning/few_pictures.py draw chalk data/chalk    # 96 pictures in a new style
     python docs/finetuning/few_pictures.py score house tiny runs/tiny_lora     # a table
 
 The object is a house, which the shapes data does not have: a blue wall, a red roof, a yellow door.
-The style is the shapes data at night: dark ground, pale shapes with a halo; its captions do not say
-so. A drawn picture counts as new when of 384 new and 768 old pictures that no model was trained on
-the nearest (squared difference of pixels) is a new one. What is remembered of the old is the
-shapes judge's share of right pictures over all captions of the shapes data, 4 seeds each.
+The style is the shapes data in chalk: pale, soft, on cream; its captions do not say so. A drawn
+picture counts as new when of 384 new and 768 old pictures that no model was trained on the nearest
+(squared difference of pixels) is a new one. What is remembered of the old is the shapes judge's
+share of right pictures over all captions of the shapes data, 4 seeds each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ldm.images import grid
 
 SIDE, FINE = 32, 8  # px; houses are drawn FINE times larger, then averaged
 WALL, ROOF, DOOR = (40, 90, 220), (220, 40, 40), (250, 200, 40)
-COUNTS = {"house": 12, "night": 96}
+COUNTS = {"house": 12, "chalk": 96}
 UNSEEN = 1000  # pictures from this number on are no training pictures
 NEW, OLD = 384, 768  # pictures that a drawn one is compared with
 
@@ -62,25 +62,20 @@ def old(number: int, count: int) -> tuple[list[Image.Image], list[str]]:
     return [Image.fromarray(p) for p in pixels], [EASY.caption(scene) for scene in found]
 
 
-def at_night(picture: Image.Image) -> Image.Image:
-    """Dark where it was white; the shape paler, with a halo."""
+def in_chalk(picture: Image.Image) -> Image.Image:
+    """Pale colours and soft edges on a cream ground."""
     pixels = np.asarray(picture).astype(np.float64) / 255
-    ink = 1 - pixels.min(axis=2, keepdims=True)  # 0 on the white ground
-    wide = ink
-    for _ in range(3):
-        padded = np.pad(wide, ((1, 1), (1, 1), (0, 0)), mode="edge")
-        wide = sum(padded[y : y + SIDE, x : x + SIDE] for y in range(3) for x in range(3)) / 9
-    ground = np.array([0.06, 0.08, 0.22]) + 0.5 * wide * np.array([0.9, 0.85, 0.4])
-    shape = 0.55 * pixels + 0.45
-    night = ground * (1 - ink.clip(0, 1)) + shape * ink.clip(0, 1)
-    return Image.fromarray((night.clip(0, 1) * 255).round().astype(np.uint8))
+    padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    soft = sum(padded[y : y + SIDE, x : x + SIDE] for y in range(3) for x in range(3)) / 9
+    pale = (0.45 + 0.55 * soft) * np.array([1.0, 0.97, 0.88])
+    return Image.fromarray((pale.clip(0, 1) * 255).round().astype(np.uint8))
 
 
 def new(what: str, number: int, count: int) -> tuple[list[Image.Image], list[str]]:
     if what == "house":
         return [house(number + i) for i in range(count)], ["a house"] * count
     pictures, captions = old(number, count)
-    return [at_night(picture) for picture in pictures], captions
+    return [in_chalk(picture) for picture in pictures], captions
 
 
 def write(what: str, folder: Path, count: int, caption: str | None) -> None:

@@ -4,13 +4,15 @@
 
 Of both autoencoders: whether the latents are the same bit for bit, and the PSNR of what the middle
 of the posterior is decoded to, over all pictures of the shards. The rows of the picture: what went
-in, before, after, and both differences to what went in, three times as strong.
+in, before, after, and both differences to what went in, three times as strong; pictures whose
+licence lets them be shown elsewhere.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -30,20 +32,23 @@ TINY = VAEConfig(  # models/vae=tiny
     mid_block_add_attention=False,
     scaling_factor=1.0,
 )
+SHOWN = ("Apache-2.0", "MIT", "CC0-1.0")
 COLUMNS, ZOOM, LABEL_PX, STRENGTH = 8, 2, 78, 3
 ROWS = ("original", "before", "after", "|before - o|", "|after - o|")
 
 
-def pictures(shards: Path) -> Tensor:
-    """Every picture of the shards, [N,3,H,W]."""
-    found = []
+def pictures(shards: Path) -> tuple[Tensor, list[str]]:
+    """Every picture of the shards, [N,3,H,W], and its licence."""
+    found, licences = [], []
     for shard in sorted(shards.glob("*.tar")):
         with tarfile.open(shard) as archive:
             for member in archive:
-                file = archive.extractfile(member) if member.name.endswith(".png") else None
-                if file is not None:
+                file = archive.extractfile(member)
+                if file is not None and member.name.endswith(".png"):
                     found.append(Image.open(io.BytesIO(file.read())).convert("RGB"))
-    return from_pil(found)
+                elif file is not None and member.name.endswith(".json"):
+                    licences.append(json.load(file)["license"])
+    return from_pil(found), licences
 
 
 @torch.no_grad()
@@ -77,14 +82,15 @@ def main() -> None:
     for name in ("before", "after", "shards", "out"):
         parser.add_argument(name)
     given = parser.parse_args()
-    pixels = pictures(Path(given.shards))
+    pixels, licences = pictures(Path(given.shards))
     first, second = (coded(load_vae_weights(TINY, x), pixels) for x in (given.before, given.after))
     same = torch.equal(first[0], second[0])
     Console().print(
         f"{len(pixels)} pictures; latents {'the same, bit for bit' if same else 'differ'}; "
         f"PSNR {psnr(first[1], pixels):.2f} dB before, {psnr(second[1], pixels):.2f} dB after"
     )
-    chosen = torch.arange(0, len(pixels), len(pixels) // COLUMNS)[:COLUMNS]
+    free = [row for row, licence in enumerate(licences) if licence in SHOWN]
+    chosen = free[:: len(free) // COLUMNS][:COLUMNS]
     shown, before, after = pixels[chosen], first[1][chosen], second[1][chosen]
     strong = [1 - STRENGTH * (decoded - shown).abs() for decoded in (before, after)]
     sheet([shown, before, after, *strong]).quantize(128).save(given.out, optimize=True)

@@ -173,11 +173,13 @@ def _ranks(targets: Mapping[str, nn.Module], config: LoRAConfig) -> dict[str, in
         if not matched:
             problems.append(f"rank_pattern {glob!r} names no target; {nearest(glob, targets)} do")
         ranks.update(dict.fromkeys(matched, rank))
+    wide = [path for path, rank in ranks.items() if rank > rank_limit(targets[path])]
     problems += [
-        f"rank {rank} at {path}; its changes have rank {rank_limit(targets[path])} at most"
-        for path, rank in ranks.items()
-        if rank > rank_limit(targets[path])
+        f"rank {ranks[path]} at {path}; its changes have rank {rank_limit(targets[path])} at most"
+        for path in wide[:SHOWN]
     ]
+    if len(wide) > SHOWN:
+        problems.append(f"{len(wide) - SHOWN} more layers are too small for their rank")
     if problems:
         raise ValueError("LoRA: " + "; ".join(problems))
     return ranks

@@ -7,6 +7,7 @@ from ldm.app.drawing import sample
 from ldm.app.evaluation import evaluate
 from ldm.app.fit import train
 from ldm.app.shards import make_shards, pack_tiny
+from ldm.app.suspects import suspects
 
 __all__ = [
     "cache_latents",
@@ -16,5 +17,6 @@ __all__ = [
     "make_shards",
     "pack_tiny",
     "sample",
+    "suspects",
     "train",
 ]

@@ -15,6 +15,7 @@ from ldm.app.adapting import trained_problems
 from ldm.app.beginning import beginning_problems
 from ldm.app.evaluation.request import evaluation_problems
 from ldm.app.job import Job, build_job, describe_plan
+from ldm.app.prior import draw_class_pictures, prior_problems
 from ldm.cli import ConfigError
 from ldm.parts import build, check_train, raise_all, reason
 
@@ -29,6 +30,7 @@ def train(cfg: Config) -> int:
         check_train(cfg)
         + beginning_problems(cfg)
         + trained_problems(cfg)
+        + prior_problems(cfg)
         + evaluation_problems(cfg)
     )
     from ldm.training import run_folder, run_lock
@@ -36,6 +38,7 @@ def train(cfg: Config) -> int:
     run_dir = Path(cfg["run_dir"])
     try:
         start = run_folder.find_start(run_dir, cfg["resume"], cfg["init_from"])
+        draw_class_pictures(cfg)
         job = build_job(cfg, start.checkpoint)
         if start.checkpoint is not None:
             raise_all(run_folder.resume_problems(job.card, cfg, start.checkpoint))

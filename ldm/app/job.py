@@ -12,6 +12,7 @@ import torch
 from ldm import rng
 from ldm.app.adapting import Trained, make_trained
 from ldm.app.beginning import Beginning
+from ldm.app.prior import open_training_data, prior_loss
 from ldm.parts import build, build_objective, fit_problems, raise_all, run_settings
 
 log = logging.getLogger(__name__)
@@ -40,13 +41,11 @@ class Job:
 
 def build_job(cfg: Config, checkpoint: Path | None = None) -> Job:
     """checkpoint: of the run itself, when it goes on."""
-    from ldm.data.source import open_data
     from ldm.training.plan import make_plan
 
     with torch.random.fork_rng():
         torch.manual_seed(rng.fold(cfg["seed"], "init"))
-        batch_size = cfg["training"]["batch_size"]
-        data = open_data(build(cfg["data"]), seed=cfg["seed"], batch_size=batch_size)
+        data = open_training_data(cfg)
         settings = run_settings(cfg)
         world = build(cfg["training"]["trainer"]).world_size
         plan = make_plan(
@@ -114,6 +113,7 @@ def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginnin
         compile=settings.compile,
         adapters=trained.adapters,
         train=trained.own,
+        prior=prior_loss(cfg, data),
     )
     return Job(module, data, plan, card, encoders, defaults)
 

@@ -15,7 +15,14 @@ from ldm.evaluation.page_plots import (
     training_curves,
 )
 from ldm.evaluation.page_verdict import verdict
-from ldm.evaluation.page_words import column_name, is_part, listed, model_labels, within
+from ldm.evaluation.page_words import (
+    column_name,
+    is_part,
+    listed,
+    metric_name,
+    model_labels,
+    within,
+)
 from ldm.page import Cell, Element, Facts, Page, Table, Text, shown
 
 NAME = "index.html"
@@ -75,7 +82,7 @@ def _subtitle(evaluation: Evaluation) -> str:
         f"{each} pictures" if len(entries) == 1 else f"{len(entries)} entries, {each} pictures each"
     )
     data = evaluation.protocol.get("data")
-    return f"{drawn}, beside the true ones of {data}." if isinstance(data, str) else f"{drawn}."
+    return f"{drawn}. True pictures: {data}." if isinstance(data, str) else f"{drawn}."
 
 
 def _footer(evaluation: Evaluation) -> str:
@@ -125,8 +132,8 @@ def _differences(evaluation: Evaluation) -> list[Element]:
     rows = [
         [
             *(said.get(str(pair.get(key)), pair.get(key)) for key in ("a", "b")),
-            pair.get("quantity"),
-            Cell(pair.get("difference"), interval=_interval(pair)),
+            metric_name(str(pair.get("quantity"))),
+            _difference(pair),
         ]
         for pair in evaluation.paired
     ]
@@ -134,10 +141,10 @@ def _differences(evaluation: Evaluation) -> list[Element]:
     return [Table(columns, rows, caption="Paired, so what both have in common cancels")]
 
 
-def _interval(pair: Mapping[str, Any]) -> tuple[float, float] | None:
-    low, high = pair.get("low"), pair.get("high")
-    known = isinstance(low, (int, float)) and isinstance(high, (int, float))
-    return (float(low), float(high)) if known else None  # type: ignore[arg-type]
+def _difference(pair: Mapping[str, Any]) -> Cell:
+    """Each written on its own: quantities of one column have different sizes."""
+    low, high = (pair.get(key) for key in ("low", "high"))
+    return Cell(shown(pair.get("difference")), f"{shown(low)} to {shown(high)}")
 
 
 def _cell(measured: Measured | None) -> Cell:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ldm.evaluation.page_folder import Entry, Evaluation
-from ldm.evaluation.page_words import labels, listed, with_interval, within
+from ldm.evaluation.page_words import is_part, labels, listed, with_interval, within
 from ldm.page import Text
 
 MAX_PAIRED = 6
@@ -26,9 +26,11 @@ def verdict(evaluation: Evaluation) -> list[Text]:
     """The answer first, then how far it carries."""
     if len(evaluation.entries) == 1:
         return [_alone(evaluation.entries[0])]
-    best = [found for name in evaluation.metrics() if (found := _best(evaluation, name))]
+    metrics = evaluation.metrics()
+    whole = [name for name in metrics if not is_part(name, metrics)]
+    best = [found for name in whole if (found := _best(evaluation, name))]
     won = [one for one in best if one.clear is not False]
-    sentences = [*_winners(won, labels(evaluation)), *_paired(evaluation)]
+    sentences = [*_winners(won, labels(evaluation), len(whole)), *_paired(evaluation)]
     if not sentences:
         sentences = ["Nothing that was measured tells these apart."]
     return [Text("\n\n".join(sentences), tone="lead"), *_caution(best)]
@@ -61,7 +63,7 @@ def _best(evaluation: Evaluation, name: str) -> _Best | None:
     return _Best(name, order[0], apart)
 
 
-def _winners(best: Sequence[_Best], said: Mapping[str, str]) -> list[str]:
+def _winners(best: Sequence[_Best], said: Mapping[str, str], measured: int) -> list[str]:
     """A is best by FID and KID; B by recall."""
     by_entry: dict[str, list[str]] = {}
     for one in best:
@@ -69,20 +71,21 @@ def _winners(best: Sequence[_Best], said: Mapping[str, str]) -> list[str]:
     order = sorted(by_entry, key=lambda key: -len(by_entry[key]))
     if not order:
         return []
-    first, *others = (f"{said[key]} {{}}by {listed(by_entry[key])}" for key in order)
-    return [
-        "; ".join([first.replace("{}", "is best ", 1), *(o.replace("{}", "", 1) for o in others)])
-        + "."
+    if len(by_entry[order[0]]) == measured > 2:
+        return [f"{said[order[0]]} is best by all {measured} metrics."]
+    wins = [
+        f"{said[key]} {'is best ' if key == order[0] else ''}by {listed(by_entry[key])}"
+        for key in order
     ]
+    return [f"{'; '.join(wins)}."]
 
 
 def _paired(evaluation: Evaluation) -> list[str]:
     """The texts of paired comparisons: those first that are no chance."""
 
     def is_chance(pair: Mapping[str, object]) -> bool:
-        low, high = pair.get("low"), pair.get("high")
-        known = isinstance(low, (int, float)) and isinstance(high, (int, float))
-        return not known or low <= 0 <= high  # type: ignore[operator]
+        ends = [end for key in ("low", "high") if isinstance(end := pair.get(key), (int, float))]
+        return len(ends) < 2 or min(ends) <= 0 <= max(ends)
 
     whole = [pair for pair in evaluation.paired if pair.get("text") and not part_of(pair)]
     pairs = sorted(whole, key=is_chance)

@@ -86,15 +86,15 @@ def with_interval(measured: Measured) -> str:
 
 
 def judged(judge: Mapping[str, Any]) -> str:
-    """What a judge of the content says: judge: right · judge: wrong, sees red, circle."""
-    verdicts = {key: value for key, value in judge.items() if isinstance(value, bool)}
-    if not verdicts:
+    """What the judge of shapes says: judge: right · judge: wrong, sees large red circle."""
+    if not isinstance(judge.get("right"), bool):
         return ""
-    wrong = [key for key, right in verdicts.items() if not right and key not in ("right", "all")]
-    seen = [value for value in judge.values() if isinstance(value, str)]
-    if all(verdicts.values()):
+    if judge["right"]:
         return "judge: right"
-    return ", ".join(["judge: wrong", *wrong, *([f"sees {' '.join(seen)}"] if seen else [])])
+    seen = [str(judge[key]) for key in ("size", "colour", "shape") if judge.get(key)]
+    if "shape" in judge and not judge["shape"]:
+        seen.append("no clear shape")
+    return f"judge: wrong, sees {' '.join(seen)}" if seen else "judge: wrong"
 
 
 def _told_apart(entries: Sequence[Entry], differing: Sequence[str]) -> dict[str, str]:

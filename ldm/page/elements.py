@@ -176,4 +176,4 @@ class _Column:
 def _below(cell: Cell, places: int | None) -> str:
     if cell.interval is None:
         return cell.detail
-    return " – ".join(fixed(end, places) for end in cell.interval)
+    return " to ".join(fixed(end, places) for end in cell.interval)

@@ -17,6 +17,7 @@ from ldm.training.dropout import drop_context
 from ldm.training.encoders import FrozenEncoders
 from ldm.training.optim import OptimSettings
 from ldm.training.plan import Plan
+from ldm.training.prior import PriorLoss
 from ldm.types import Conditioning, Level
 
 NUM_BINS = 10
@@ -45,8 +46,12 @@ class DiffusionModule(TrainedModule):
         compile: bool = False,
         adapters: Mapping[str, Adapter] | None = None,
         train: Sequence[str] = ("unet",),
+        prior: PriorLoss | None = None,
     ) -> None:
-        """adapters: attached already, by `unet` or `text`; train: whose own weights are trained."""
+        """adapters: attached already, by `unet` or `text`; train: whose own weights are trained.
+
+        prior: how rows are weighted when some of them are class pictures; None: all alike.
+        """
         networks = [unet, *(adapters or {}).values()]
         has_dropout = any(
             isinstance(m, nn.Dropout) and m.p > 0 for net in networks for m in net.modules()
@@ -65,6 +70,7 @@ class DiffusionModule(TrainedModule):
         self.encoders = encoders
         self.objective = objective
         self.caption_dropout = caption_dropout
+        self.prior = prior
         self._memory_format = memory_format
         self._compile = compile
         self._choose_trained(train)
@@ -110,7 +116,10 @@ class DiffusionModule(TrainedModule):
         eps = self._noise(x0, batch.index)
         losses = self.losses(x0, eps, self.objective.schedule.at(t), cond, batch.index)
         self.note(batch, losses=losses, t=t, latents=x0, context=cond.context)
-        return {"loss": losses.mean()}
+        if self.prior is None:
+            return {"loss": losses.mean()}
+        size = self.plan.batch_size
+        return self.prior(losses, batch.index, batch_number=batch_number, batch_size=size)
 
     def losses(
         self, x0: Tensor, eps: Tensor, level: Level, cond: Conditioning, index: Tensor

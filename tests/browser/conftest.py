@@ -170,6 +170,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 
     process = subprocess.Popen(
         [found, *FLAGS, *as_root, f"--user-data-dir={profile}", "about:blank"],
+        env={**os.environ, "TMPDIR": str(profile)},  # its sockets and caches go with the test
         preexec_fn=connect,
         close_fds=False,
         stdin=subprocess.DEVNULL,

@@ -58,12 +58,20 @@ def test_a_page_of_two_models(two: tuple[Path, Document]) -> None:
     ]
     text = text_of(folder)
     assert "Evaluation of eps and v" in text
-    assert "2 entries, 16 pictures each, beside the true ones of shapes." in text
+    assert "2 entries, 16 pictures each. True pictures: shapes." in text
     assert "eps is best by FID, CLIP score and recall." in text
     assert "eps has a lower loss than v by 0.012 ± 0.003." in text
     assert "The best are not told apart, as intervals overlap: KID." in text
     assert "Small differences say nothing without an interval: FID and recall." in text
     assert "Made with ldm 0.1.0 · torch 2.13.0 · device cpu" in text
+
+
+def test_who_wins_everything_is_said_so(two: tuple[Path, Document]) -> None:
+    folder, document = two
+    for entry in document["entries"]:
+        del entry["metrics"]["kid"]
+    example.save(folder, document)
+    assert "eps is best by all 3 metrics." in text_of(folder)
 
 
 def test_each_wins_what_it_wins(two: tuple[Path, Document]) -> None:
@@ -82,7 +90,7 @@ def test_numbers_have_their_intervals_and_the_best_stands_out(two: tuple[Path, D
     assert re.findall(r'class="number best"[^>]*><bdi>([^<]*)', table) == (
         ["3.00", "0.0120", "24.0", "0.610"]
     )
-    assert "<small><bdi>23.3 – 24.7</bdi></small>" in table
+    assert "<small><bdi>23.3 to 24.7</bdi></small>" in table
 
 
 def test_one_model_has_its_numbers_for_a_verdict(tmp_path: Path) -> None:
@@ -102,7 +110,7 @@ def test_paired_texts_that_are_no_chance_come_first(two: tuple[Path, Document]) 
     text = text_of(folder)
     assert text.index("eps has a lower loss") < text.index("cannot be told apart.")
     assert "a part only" not in text  # in the table of differences by its number
-    assert "loss, t 0.0 to 0.1" in text
+    assert "Loss, t 0.0 to 0.1" in text
 
 
 def test_what_was_counted_is_said(two: tuple[Path, Document]) -> None:
@@ -369,8 +377,11 @@ def test_words() -> None:
     assert listed(["a", "b", "c"]) == "a, b and c"
     assert judged({}) == ""
     assert judged({"right": True, "shape": "star", "confidence": 0.9}) == "judge: right"
-    assert judged({"right": False, "shape": "star", "colour": None}) == "judge: wrong, sees star"
-    assert judged({"size": False, "shape": True}) == "judge: wrong, size"
+    assert (
+        judged({"right": False, "shape": "star", "colour": "red"}) == "judge: wrong, sees red star"
+    )
+    assert judged({"right": False, "shape": None}) == "judge: wrong, sees no clear shape"
+    assert judged({"right": False}) == "judge: wrong"
 
 
 def test_spread_holds_both_ends() -> None:

@@ -93,6 +93,7 @@ def test_a_killed_run_resumes(
     for key in EXACT:
         assert differences(final[key], straight.document[key]) == [], (fault, key)
     assert not list(folder.glob(".tmp-*"))
+    assert os.readlink(folder / "last.ckpt") == files.list_checkpoints(folder)[-1].name
     run_lock.acquire(run_dir)  # a lock that the killed one left stands in nobody's way
     assert metrics(run_dir)[-1]["samples_seen"] == 40
     ldm.load(run_dir)  # the frozen encoders are whole too

@@ -76,7 +76,7 @@ def test_the_best_stand_out(better: Any, best: list[int], parsed: Callable[[str]
 
 def test_an_interval_is_written_like_its_value(parsed: Callable[[str], Any]) -> None:
     table = Table(["x"], [[Cell(0.01234, interval=(0.01, 0.0155))], [Cell(1, HOSTILE)]])
-    assert parsed(shown(table)).texts["small"] == ["0.0100 – 0.0155", HOSTILE]
+    assert parsed(shown(table)).texts["small"] == ["0.0100 to 0.0155", HOSTILE]
     with pytest.raises(ValueError, match="give one"):
         Cell(1, "a", (0, 1))
 

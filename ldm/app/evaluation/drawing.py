@@ -40,13 +40,15 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """All pictures of one entry. folder: of the pictures; size: (height, width) px."""
+    """All pictures of one entry. folder: of the pictures; size: (height, width) px; model: its
+    fingerprint, so that pictures of other weights are told apart."""
 
     folder: Path
     prompts: Sequence[Prompt]
     settings: Settings
     size: tuple[int, int]
     batch_size: int
+    model: str
 
     def path(self, index: int) -> Path:
         return self.folder / f"{index:06d}.png"
@@ -88,7 +90,7 @@ def draw(
         "width": drawing.size[1],
         "weights": pipe.weights,
         "dtype": DTYPE_NAMES[next(pipe.unet.parameters()).dtype],
-        "model": pipe.fingerprint(),
+        "model": drawing.model,
     }
     recipes = [{**common, "prompt": p.caption, "seed": p.seed} for p in drawing.prompts]
     mine = processes.share(range(len(recipes)))  # the same part, whatever is there already
@@ -109,7 +111,7 @@ def draw_strips(pipe: Pipeline, drawing: Drawing, count: int) -> list[Path]:
     count = min(count, len(drawing.prompts))
     paths = [drawing.strip(number) for number in range(count)]
     prompts = drawing.prompts[:count]
-    said = {**settled(pipe, drawing.settings), "model": pipe.fingerprint(), "size": drawing.size}
+    said = {**settled(pipe, drawing.settings), "model": drawing.model, "size": drawing.size}
     own = [identity({**said, "prompt": p.caption, "seed": p.seed}) for p in prompts]
     if all(_mark(path) == mark for path, mark in zip(paths, own, strict=True)):
         return paths

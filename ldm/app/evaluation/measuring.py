@@ -40,6 +40,7 @@ def measure_subject(
     )
     size = (plan.size_px, plan.size_px)
     batch_size = drawings.batch_size_of(pipe, size, request.batch_size)
+    model = pipe.fingerprint()
     found = []
     for settings in request.grid:
         entry = _entry(pipe, subject, settings)
@@ -49,6 +50,7 @@ def measure_subject(
             settings=settings,
             size=size,
             batch_size=batch_size,
+            model=model,
         )
         _draw(plan, pipe, drawing, entry, processes)
         _measure(plan, drawing, entry, processes)

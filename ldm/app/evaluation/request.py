@@ -119,6 +119,8 @@ def evaluation_problems(cfg: Config) -> list[str]:
         return []  # the check of signatures says so
     key = "training.callbacks.evaluation"
     found = [f"{key}.{problem}" for problem in name_problems(names)]
+    if node.get("every") is not None:
+        found += _training_problems(cfg, key)
     if "loss" in names:
         found.append(f"{key}.metrics: loss is what training.val_every measures; leave it out")
     if "fid" in names and node["extractor"] != INCEPTION:
@@ -126,6 +128,20 @@ def evaluation_problems(cfg: Config) -> list[str]:
     best = node.get("best")
     if best is not None and best not in names:
         found.append(f"{key}.best={best!r} is not measured; one of {', '.join(names)}, or null")
+    return found
+
+
+def _training_problems(cfg: Config, key: str) -> list[str]:
+    """Where a run has no pictures to measure, or none to measure them against."""
+    found = []
+    if cfg.get("task") != "diffusion":
+        found.append(f"{key}.every: task={cfg.get('task')} draws no pictures; give null")
+    data = cfg.get("data")
+    if isinstance(data, dict) and data.get("format") == "latents":
+        found.append(
+            f"{key}.every: data.format=latents has no pictures to compare with; give null, and "
+            "evaluate.py data=… afterwards"
+        )
     return found
 
 

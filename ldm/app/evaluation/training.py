@@ -13,6 +13,7 @@ from ldm.app.evaluation.drawing import Prompt
 from ldm.app.evaluation.planning import prompts_of
 from ldm.app.evaluation.seeing import Eyes, open_eyes, see_pictures, see_truth
 from ldm.app.evaluation.together import together
+from ldm.cli import ConfigError
 from ldm.data.shapes import Task
 from ldm.evaluation.metrics import BETTER, Pictures, measure, size_problems
 from ldm.evaluation.preset import Preset
@@ -31,7 +32,7 @@ Config = dict[str, Any]
 def evaluation_callback(
     cfg: Config, data: Any, pipeline: Pipeline, checkpoints: RunCheckpoint
 ) -> Evaluation | None:
-    """None where the run has no evaluation. Raises ValueError for data that it cannot be of.
+    """None where the run has no evaluation. Raises ConfigError for data that it cannot be of.
 
     data: as `open_data` gives it.
     """
@@ -41,10 +42,13 @@ def evaluation_callback(
     if not every:
         return None
     if data.val is None:
-        raise ValueError(f"{key}={settings.every}, but there are no validation samples")
+        raise ConfigError(f"{key}={settings.every}, but there are no validation samples")
     truth = ShardPictures(data.val, "the validation samples")
     seeds = range(settings.first_seed, settings.first_seed + settings.samples)
-    prompts, _ = prompts_of(truth, seeds)
+    try:
+        prompts, _ = prompts_of(truth, seeds)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     scorer = PictureScorer(settings, truth, prompts)
     keeping = None
     if settings.best is not None:

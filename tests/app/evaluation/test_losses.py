@@ -37,9 +37,7 @@ def pipe(finished_run: Path) -> Pipeline:
 def samples() -> list[Sample]:
     truth = DrawnShapes(count=4)
     pairs = zip(truth.captions(range(4)), truth.pictures(range(4)), strict=True)
-    return [
-        Sample(k, str(caption), picture) for k, (caption, picture) in enumerate(pairs) if picture
-    ]
+    return [Sample(k, str(text), picture) for k, (text, picture) in enumerate(pairs) if picture]
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +145,5 @@ def test_bins_average_to_the_whole(samples: list[Sample], measured: Measured) ->
     whole = whole_loss(table, "eps")
     assert sum(curve["mean"]) / 10 == pytest.approx(whole.value, rel=1e-9)
     assert "squared error of eps" in whole.note
-    assert all(
-        low <= mean <= high
-        for low, mean, high in zip(*(curve[k] for k in ("low", "mean", "high")), strict=True)
-    )
+    bins = zip(curve["low"], curve["mean"], curve["high"], strict=True)
+    assert all(low <= mean <= high for low, mean, high in bins)

@@ -215,13 +215,15 @@ def test_what_cannot_be_measured_ends_the_run_before_its_first_step(
         ("every=often", "every='often'"),
         ("sampler=dddim", "'dddim' is unknown"),
         ("smaples=3", "did you mean 'samples'"),
+        ("every=8 task=vae", "task=vae draws no pictures"),
+        ("every=8 data.format=latents", "data.format=latents has no pictures"),
     ],
 )
 def test_bad_values_are_found_by_the_check(
     tiny_cfg: Callable[..., Config], tmp_path: Path, change: str, part: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        app.train(tiny_cfg(tmp_path / "run", f"{KEY}.{change}"))
+        app.train(tiny_cfg(tmp_path / "run", *f"{KEY}.{change}".split()))
     assert part in str(caught.value)
 
 
