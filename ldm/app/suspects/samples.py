@@ -93,7 +93,7 @@ def _pictures(request: Request, pipe: Pipeline) -> ShardPictures:
         raise ValueError(f"{request.checkpoint} does not say what it was trained on: {ADVICE}")
     said = {}
     if not request.shards:
-        _check_plain(shards, request.checkpoint)
+        check_plain(shards, request.checkpoint)
         said = _run_data(Path(request.checkpoint).expanduser())
     if said.get("format", "images") != "images":
         raise ValueError(f"{request.checkpoint} was trained on cached latents: {ADVICE}")
@@ -118,7 +118,7 @@ def _pictures(request: Request, pipe: Pipeline) -> ShardPictures:
     )
 
 
-def _check_plain(shards: Sequence[str], checkpoint: str) -> None:
+def check_plain(shards: Sequence[str], checkpoint: str) -> None:
     """A run folder may come from anywhere: it does not make us run a program (pipe:, gs:, …)."""
     for shard in shards:
         plain = shard.startswith(("http://", "https://")) and "::" not in shard
