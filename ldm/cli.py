@@ -163,7 +163,8 @@ def _hidden(match: re.Match[str]) -> str:
     plus, key, value = match.groups()
     if value in ("null", ""):
         return f"{plus or '++'}{key}=null"
-    if (key == "adapter" or key.endswith(".shards")) and value.startswith("[") and value.endswith("]"):
+    a_list = value.startswith("[") and value.endswith("]")
+    if a_list and (key == "adapter" or key.endswith(".shards")):
         parts = [_quoted(part) for part in _split(value[1:-1])]
         return f"{plus or '++'}{key}=[{','.join(parts)}]"
     return f"{plus or '++'}{key}={_quoted(value)}"

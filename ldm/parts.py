@@ -62,7 +62,7 @@ TOP = [
 ]
 TRAINING_GROUPS = ("trainer", "optim", "ema", "callbacks", "logger", "vae_loss", "prior")
 KEYS = {
-    "models": ("unet", "vae", "text", "vae_weights", "vae_dtype"),
+    "models": ("unet", "vae", "text", "vae_weights", "vae_dtype", "vae_train"),
     "diffusion": (
         "schedules",
         "prediction",
@@ -97,7 +97,12 @@ DRAWING: dict[str, dict[str, Any]] = {
         "adapter": str | list[str] | None,
     },
 }
-CHOICES = {"task": TASKS, "weights": ("ema", "raw"), "models.vae_dtype": tuple(DTYPES)}
+CHOICES = {
+    "task": TASKS,
+    "weights": ("ema", "raw"),
+    "models.vae_dtype": tuple(DTYPES),
+    "models.vae_train": ("all", "decoder"),
+}
 
 
 def build(node: Mapping[str, Any]) -> Any:

@@ -104,7 +104,8 @@ def made_small(name: str, tmp_path: Path, base: Path | None = None) -> list[str]
     if cfg["task"] == "vae":
         vae_levels = len(cfg["models"]["vae"]["block_out_channels"])
         small += [f"models.vae.block_out_channels={WIDTHS[vae_levels]}"]
-        small += ["models.vae.norm_num_groups=4"]
+        small += ["models.vae.norm_num_groups=4", "models.vae_train=all"]
+        small += ["training.vae_loss.perceptual=0", "training.vae_loss.gan.width=8"]
     if cfg["adapters"]["_target_"].endswith("LoRASettings"):
         small += ["adapters.rank=4"]
     return [*small, "data.size=32", f"init_from={base or 'null'}"]

@@ -109,13 +109,13 @@ def test_wrong_captions_and_copies_are_found(search: Search, tmp_path: Path) -> 
     first = [row["key"] for row in rows[: 2 * len(planted)]]
     among = sum(any(key.endswith(name) for key in first) for name in planted)
     assert among >= 0.8 * len(planted)
-    copies = {row["key"][-3:]: row for row in rows if row["copy_of"] and "copy" in row["key"]}
-    assert sorted(copies) == [f"{number:03d}" for number in COPIED]
-    assert all(row["copy_of"].endswith(number) for number, row in copies.items())
-    differ = [number for number, row in copies.items() if row["captions_differ"] == "True"]
-    assert differ == [f"{COPIED[0]:03d}"]
-    excluded = {line["key"] for line in lines_of(out / "exclude.jsonl")}
-    assert {row["key"] for row in copies.values()} <= excluded
+    groups = {row["key"].partition("-")[2]: row["copy_of"] or row["key"] for row in rows}
+    for number in COPIED:
+        assert groups[f"{number:03d}"] == groups[f"copy-{number:03d}"]
+    excluded = {line["key"]: line["reason"] for line in lines_of(out / "exclude.jsonl")}
+    (misnamed,) = (why for key, why in excluded.items() if key.endswith(f"copy-{COPIED[0]:03d}"))
+    assert "mislabelled" in misnamed
+    assert "with another caption" in misnamed
     assert len(excluded) < len(rows) / 3
 
 
@@ -225,15 +225,16 @@ def test_unknown_keys_and_types(composed: Callable[..., Config], change: str, me
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("checkpoint=tiny", "does not say what it was trained on: give data="),
+        ("checkpoint=tiny", "12 of 12 shards were not found"),
         ("data.shards=/nowhere", "1 of 1 shards were not found"),
         ("samples=4", "4 pictures are too few"),
         ("others=90", "different captions"),
     ],
 )
 def test_what_cannot_be_searched_says_what_to_give(
-    search: Search, change: str, message: str
+    search: Search, change: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where the packaged model's shards are not
     with pytest.raises(ConfigError, match=message):
         search(change)
 
@@ -253,7 +254,7 @@ def test_corrupt_pictures_are_counted_and_shards_stay_as_they_are(
     (tmp_path / "data").mkdir()
     left = 2
     with tarfile.open(source) as old, tarfile.open(tmp_path / "data" / "a.tar", "w") as new:
-        for info in old:
+        for info in old.getmembers()[:42]:  # 14 samples
             data = old.extractfile(info)
             assert data is not None
             if info.name.endswith(".png") and left:

@@ -136,7 +136,7 @@ def _vae(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginning) -> 
     from ldm.models.vae import AutoencoderKL, build_vae
     from ldm.training.vae_module import VAEModule
 
-    config, train = build(cfg["models"]["vae"]), cfg["models"].get("vae_train", "all")
+    config, train = build(cfg["models"]["vae"]), cfg["models"]["vae_train"]
     source = cfg["init_from"] or cfg["models"]["vae_weights"]
     card = _card(cfg, data) | {"vae": {"config": plain(asdict(config))}}
     if begin.checkpoint is not None:  # has the weights, and says where they came from

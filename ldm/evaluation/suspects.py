@@ -76,10 +76,14 @@ class Scores:
     easy_z: Tensor
 
     def flags(self, z: float) -> Mapping[str, Tensor]:
-        """Which pictures stand out by z or more deviations: [N] bool by kind."""
+        """Which pictures stand out by z or more deviations: [N] bool by kind.
+
+        A wrong caption makes a picture hard; hard are those that are it although theirs fits.
+        """
+        mislabelled = self.fit_z <= -z
         return {
-            "mislabelled": self.fit_z <= -z,
-            "hard": self.hard_z >= z,
+            "mislabelled": mislabelled,
+            "hard": (self.hard_z >= z) & ~mislabelled,
             "easy": self.easy_z <= -z,
         }
 

@@ -18,7 +18,8 @@ from ldm import rng
 from ldm.io.checkpoint import check_card
 from ldm.training import nonfinite
 from ldm.training.ema import EMA
-from ldm.training.optim import OptimSettings, build_optimizer, lr_factor
+from ldm.training.groups import freeze
+from ldm.training.optim import OptimSettings, build_optimizer, lr_factor, resumed
 from ldm.training.plan import Plan
 from ldm.types import ImageBatch, LatentBatch
 
@@ -65,7 +66,8 @@ class TrainedModule(L.LightningModule):
         self._reports = 0
 
     def start_ema(self, half_life: float | None) -> None:
-        """Begins averaging whatever is trainable; None trains without."""
+        """Begins averaging whatever is trainable, less what a group freezes; None: no average."""
+        freeze(self.optim.groups, self.named_parameters())
         if half_life is not None:
             self._ema = EMA(self.named_parameters(), half_life=half_life)
 
@@ -278,6 +280,9 @@ class TrainedModule(L.LightningModule):
                 f"the checkpoint holds weights of other parts: {len(odd)} names differ, {odd[:3]}"
             )
         self.samples_seen = checkpoint["samples_seen"]
+        fresh = build_optimizer(self.optim, self.named_parameters(), fused=False)
+        factor = lr_factor(self.optim, self.plan.total_samples)
+        resumed(checkpoint, fresh, factor(self.samples_seen + self.plan.batch_size))
         if self._ema is not None and checkpoint["ema"] is not None:
             self._ema.load_state_dict(checkpoint["ema"])
         if "skips" in checkpoint:  # older documents have none

@@ -87,3 +87,24 @@ def lr_factor(settings: OptimSettings, total_samples: int) -> Callable[[int], fl
         return settings.final + (1 - settings.final) * left
 
     return factor
+
+
+def resumed(checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Gives the state that is about to be restored this configuration's rates: torch would put the
+    old ones back, in silence.
+
+    optimizer: a fresh one; factor: that of the next step. Raises ValueError for other groups.
+    """
+    (state,), (schedule,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+    old, new = state["param_groups"], optimizer.param_groups
+    sizes = [[len(group["params"]) for group in groups] for groups in (old, new)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the checkpoint's optimiser has groups of {sizes[0]} tensors, this configuration "
+            f"{sizes[1]}: training.optim.groups or what is trained has changed; put it back, or "
+            "init_from=… starts a new run from the weights"
+        )
+    for before, now in zip(old, new, strict=True):
+        before.update({key: now[key] for key in ("betas", "eps", "weight_decay")})
+        before.update(initial_lr=now["lr"], lr=now["lr"] * factor)
+    schedule["base_lrs"] = [group["lr"] for group in new]

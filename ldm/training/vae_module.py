@@ -15,7 +15,6 @@ from ldm.models.patch_discriminator import PatchDiscriminator
 from ldm.models.vae import LOGVAR_MAX, LOGVAR_MIN, AutoencoderKL
 from ldm.training.base import Batch, TrainedModule
 from ldm.training.discriminator import adaptive_weight, hinge_loss, score
-from ldm.training.groups import freeze
 from ldm.training.optim import OptimSettings
 from ldm.training.perceptual import Perceptual
 from ldm.training.plan import Plan
@@ -62,7 +61,6 @@ class VAEModule(TrainedModule):
         self.perceptual = perceptual
         for part in FROZEN[train]:
             vae.get_submodule(part).requires_grad_(False)
-        freeze(optim.groups, self.named_parameters())
         self.start_ema(ema_half_life)
         self.discriminator = discriminator  # after the EMA, which is of what will be used
         self._judging = False

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ldm.app.job import build_job
 from ldm.training.ema import EMA
 from ldm.training.groups import freeze, problems_of
 from ldm.training.optim import OptimSettings, build_optimizer
@@ -126,3 +129,26 @@ def test_the_summary_names_the_groups() -> None:
     assert settings(groups).summary() == (
         "0.5; a.*: frozen; b.*: x 0.1, weight decay 0, betas 0.5 and 0.9"
     )
+
+
+def test_a_diffusion_run_freezes_and_resumes_exactly(
+    tiny_cfg: Callable[..., dict[str, Any]],
+    tiny_run: Callable[..., Path],
+    tmp_path: Path,
+    document: Callable[[Path], dict[str, Any]],
+    differences: Callable[..., list[str]],
+) -> None:
+    groups = "training.optim.groups={unet.down_blocks.*:{lr:0},*.attn2.*:{lr:0.1}}"
+    whole = document(tiny_run(tmp_path / "whole", groups, "resume=auto"))
+    for length in (16, 32):
+        tiny_run(tmp_path / "parts", groups, "resume=auto", f"training.max_samples={length}")
+    for key in ("state_dict", "ema", "optimizer_states", "lr_schedulers"):
+        assert differences(whole[key], document(tmp_path / "parts")[key]) == [], key
+    start = build_job(tiny_cfg(tmp_path / "new", groups)).module.state_dict()
+    frozen = {name for name in start if name.startswith("unet.down_blocks.")}
+    same = {n for n, value in whole["state_dict"].items() if torch.equal(value, start[n])}
+    assert same == frozen
+    assert whole["ema"]["shadows"].keys() == start.keys() - frozen
+    assert len(whole["optimizer_states"][0]["state"]) == len(start) - len(frozen)
+    plan = (tmp_path / "whole" / "plan.txt").read_text()
+    assert "unet.down_blocks.*: frozen; *.attn2.*: x 0.1" in plan

@@ -144,3 +144,21 @@ def test_the_difference_is_shown(
 def test_an_unknown_class(tiny_run: Callable[..., Path], tmp_path: Path, value: str) -> None:
     with pytest.raises(ConfigError, match=r"allow=.*give a list of lr, architecture"):
         tiny_run(tmp_path, f"allow={value}")
+
+
+def test_an_allowed_rate_is_the_one_that_is_used(
+    tiny_run: Callable[..., Path], tmp_path: Path, metrics: Callable[..., list[dict[str, float]]]
+) -> None:
+    """torch restores the optimiser with the rate it had; the configuration's must win."""
+    run_dir = tiny_run(tmp_path / "run", "training.max_samples=16")
+    lines = ("training.max_samples=32", "resume=auto", "training.optim.lr=0.0005", "allow=[lr]")
+    tiny_run(run_dir, *lines)
+    rates = {row["samples_seen"]: row["lr"] for row in metrics(run_dir)}
+    assert rates == {8: 0.002, 16: 0.002, 24: 0.0005, 32: 0.0005}
+
+
+def test_other_groups_of_rates_are_refused(tiny_run: Callable[..., Path], tmp_path: Path) -> None:
+    run_dir = tiny_run(tmp_path / "run", "training.max_samples=16")
+    lines = ("training.max_samples=32", "resume=auto", "allow=[lr]")
+    with pytest.raises(ValueError, match=r"groups of \[.*has changed; put it back"):
+        tiny_run(run_dir, *lines, "training.optim.groups={'unet.conv_in.*':{lr:0.5}}")

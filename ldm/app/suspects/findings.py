@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,8 @@ Config = dict[str, Any]
 class Finding:
     """A sample and what it shows. row: in the table; nearest: the best of the other captions.
 
-    copy_of: the key of the picture that it is a copy of, "" for none; group: of copies that it is
-    in, -1 for none; loss: with the own caption, mean of all levels.
+    copy_of: the key of its copy whose caption fits best, "" where it is that one or has none;
+    group: of copies that it is in, -1 for none; loss: with the own caption, mean of all levels.
     """
 
     row: int
@@ -56,10 +56,17 @@ class Finding:
     captions_differ: bool
 
 
+_CLEAREST: dict[str, Callable[[Finding], Any]] = {
+    "mislabelled": lambda one: one.fit_z,
+    "copy": lambda one: (not one.captions_differ, one.group, one.row),
+    "hard": lambda one: -one.hard_z,
+    "easy": lambda one: one.easy_z,
+}
+
+
 @dataclass(frozen=True)
 class Findings:
-    """all: by row; copies: groups of rows; curves [3,bins]: own, none, others, the middle sample;
-    bins: parts of the time range."""
+    """all: by row; copies: groups of rows; bins: parts of the time range."""
 
     table: Table
     all: Sequence[Finding]
@@ -68,9 +75,8 @@ class Findings:
 
     def of(self, kind: str) -> list[Finding]:
         """Those of a kind, the clearest first."""
-        order = {"mislabelled": "fit_z", "easy": "easy_z", "copy": "group", "hard": "hard_z"}[kind]
         found = [one for one in self.all if kind in one.kinds]
-        return sorted(found, key=lambda one: getattr(one, order), reverse=kind == "hard")
+        return sorted(found, key=_CLEAREST[kind])
 
     def by_bin(self, losses: Tensor) -> Tensor:
         """[...,K] -> [...,bins]: means of the levels in each bin."""
@@ -87,12 +93,13 @@ def judge(table: Table, *, bins: int, z: float, near: float, device: str) -> Fin
     differ = [
         len({same_text(table.samples[row].caption) for row in group.rows}) > 1 for group in copies
     ]
+    fit = scores.fit.tolist()
     found = []
     for row, sample in enumerate(table.samples):
         group = groups.get(row, -1)
-        first = row if group < 0 else copies[group].rows[0]
+        best = row if group < 0 else max(copies[group].rows, key=fit.__getitem__)
         kinds = {kind for kind, flagged in flags.items() if flagged[row]}
-        kinds |= {"copy"} if first != row else set()
+        kinds |= {"copy"} if best != row else set()
         found.append(
             Finding(
                 row=row,
@@ -101,7 +108,7 @@ def judge(table: Table, *, bins: int, z: float, near: float, device: str) -> Fin
                 nearest=sample.others[int(scores.nearest[row])],
                 loss=float(table.losses.own[row].mean()),
                 group=group,
-                copy_of="" if first == row else table.samples[first].key,
+                copy_of="" if best == row else table.samples[best].key,
                 captions_differ=group >= 0 and differ[group],
                 **_numbers(scores, row),
             )

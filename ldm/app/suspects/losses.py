@@ -6,7 +6,7 @@ K noise levels, A other captions, C latent channels, h x w latent size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -35,26 +35,20 @@ class Explained:
     latent: Tensor
 
 
-@dataclass(frozen=True)
 class Meter:
     """Measures pictures with one model, each by itself: its numbers depend on nothing else.
 
     bins, draws: K = bins * draws, as `draws` levels lie in each of the equal parts of the time
-    range; all pictures have the same levels.
+    range; all pictures have the same levels, so that their losses can be compared.
     """
 
-    pipe: Pipeline
-    bins: int
-    draws: int
-    batch_size: int
-    level: Level = field(init=False)  # [K]
-
-    def __post_init__(self) -> None:
-        schedule = self.pipe.objective.schedule
-        place = torch.arange(self.bins * self.draws)
+    def __init__(self, pipe: Pipeline, *, bins: int, draws: int, batch_size: int) -> None:
+        self.pipe = pipe
+        self.batch_size = batch_size
+        place = torch.arange(bins * draws)
         share = (place + rng.uniform(SEED, "suspects-time", place).double()) / len(place)
-        level = schedule.at(schedule.training_time(share.float().to(self.pipe.device)))
-        object.__setattr__(self, "level", level)
+        schedule = pipe.objective.schedule
+        self.level = schedule.at(schedule.training_time(share.float().to(pipe.device)))  # [K]
 
     @torch.inference_mode()
     def explain(self, number: int, picture: Image.Image, captions: Sequence[str]) -> Explained:

@@ -23,7 +23,7 @@ SECTIONS = {
     ),
     "hard": (
         "Hard",
-        "The highest losses of the set: unusual, damaged or crowded pictures, or wrong captions.",
+        "The highest losses among samples whose captions fit: unusual, damaged or crowded pictures.",
     ),
     "easy": (
         "Too easy",

@@ -110,7 +110,7 @@ def _measure(
         return
     side = samples.pictures.size_px
     batch_size = batch_size_of(pipe, (side, side), request.batch_size)
-    meter = Meter(pipe, request.bins, request.draws, batch_size)
+    meter = Meter(pipe, bins=request.bins, draws=request.draws, batch_size=batch_size)
     with Progress(console=Console(stderr=True), disable=processes.rank != 0) as bar:
         task = bar.add_task("measuring samples", total=len(mine))
         for number in mine:
