@@ -38,6 +38,7 @@ from ldm.pipeline import Pipeline
 SIDE = EASY.side_px
 SEED = 991  # of the scenes: no training picture has it
 MARGIN = 1.15  # the box is so much wider than the object's nominal radius
+SHOWN = 8  # pictures of each task
 Z = 1.96
 
 
@@ -125,17 +126,14 @@ def difference(one: Tensor, other: Tensor, scale: float) -> str:
     return f"{found.value:+.1f} ({found.low:+.1f} … {found.high:+.1f})"
 
 
-def sheet(
-    asked: list[Job], results: list[Result], count: int
-) -> tuple[list[Image.Image], list[str]]:
-    """Rows of the picture with its hole and what each made of it: where they differ first."""
-    order = sorted(range(len(asked)), key=lambda i: float(sum(r.right[i] for r in results)))
+def sheet(asked: list[Job], results: list[Result]) -> tuple[list[Image.Image], list[str]]:
+    """The first pictures with their holes, and what each made of them."""
+    grey = Image.new("RGB", (SIDE, SIDE), (128, 128, 128))
     images, texts = [], []
-    for i in order[: count // 2] + order[-(count - count // 2) :]:
-        grey = Image.new("RGB", (SIDE, SIDE), (128, 128, 128))
-        images += [Image.composite(grey, asked[i].image, asked[i].mask)]
+    for i, job in enumerate(asked[:SHOWN]):
+        images += [Image.composite(grey, job.image, job.mask)]
         images += [result.images[i] for result in results]
-        texts += [asked[i].caption, "training-free", "trained"]
+        texts += [job.caption, "training-free", "trained"]
     return images, texts
 
 
@@ -165,7 +163,7 @@ def main() -> None:
         errors = [f"{r.error.mean():.1f}" if task == "complete" else "" for r in results]
         gain = difference(trained.right, free.right, 100)
         table.add_row(task, wilson(free.right), wilson(trained.right), gain, *errors)
-        more = sheet(asked, results, 8)
+        more = sheet(asked, results)
         images, texts = images + more[0], texts + more[1]
     Console(width=140).print(table)
     if options.pictures:

@@ -24,7 +24,7 @@ class Trained:
 
     def card(self, unet: Any) -> Config:
         """What a card says about it."""
-        found: Config = {"train": list(self.own)}
+        found: Config = {"trained": list(self.own)}
         if self.adapters:
             found["adapters"] = {part: adapter.spec() for part, adapter in self.adapters.items()}
         if self.freezes_unet:

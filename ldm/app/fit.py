@@ -46,6 +46,7 @@ def train(cfg: Config) -> int:
         raise ConfigError(reason(error)) from error
     if start.samples >= job.plan.total_samples:
         log.info("%s is finished: %d samples seen", run_dir, start.samples)
+        _tidy(run_dir, start.checkpoint)
         return 0
     job.card["run_id"] = run_folder.run_id(cfg["name"], start.checkpoint)
     text = describe_plan(cfg, job, start.samples)
@@ -62,6 +63,25 @@ def train(cfg: Config) -> int:
         return _fit(cfg, job, start, text)
     finally:
         run_lock.release(run_dir)
+
+
+def _tidy(run_dir: Path, checkpoint: Path) -> None:
+    """What a process that was killed right after its last checkpoint has left to do."""
+    from ldm.io import checkpoint as files
+    from ldm.training import run_folder, run_lock
+
+    folder, newest = run_dir / "checkpoints", checkpoint.resolve()
+    pointed = (folder / "last.ckpt").resolve()
+    others = files.list_checkpoints(folder.resolve())[-1:] != [newest]
+    if others or pointed == newest or not run_folder.is_main_process():
+        return
+    try:
+        run_lock.acquire(run_dir)
+    except run_lock.RunLockedError as error:
+        raise ConfigError(str(error)) from error
+    files.clean_stale(folder)
+    files.point_last(folder / newest.name)
+    run_lock.release(run_dir)
 
 
 def _fit(cfg: Config, job: Job, start: Any, plan_text: str) -> int:

@@ -12,6 +12,7 @@ import torch
 from ldm import rng
 from ldm.app.adapting import Trained, make_trained
 from ldm.app.beginning import Beginning
+from ldm.app.foreign import foreign_codec, without_pictures
 from ldm.app.prior import open_training_data, prior_loss
 from ldm.parts import build, build_objective, fit_problems, raise_all, run_settings
 
@@ -67,7 +68,8 @@ def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginnin
 
     unet_config, vae_config = build(cfg["models"]["unet"]), build(cfg["models"]["vae"])
     text = begin.text()
-    codec = begin.codec(vae_config)
+    codec = foreign_codec(vae_config, data, begin) or begin.codec(vae_config)
+    plan = without_pictures(plan, codec)
     raise_all(fit_problems(unet_config, codec, text))
     spec = text.spec()
     if spec.get("source") == "scratch":
@@ -150,7 +152,7 @@ def _vae(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginning) -> 
     if not isinstance(vae, AutoencoderKL):
         raise ValueError("models/vae=identity has no weights to train; choose another models/vae")
     if train != "all":
-        card["vae"]["train"] = train
+        card["vae"]["trained"] = train
         if "parent" not in card:
             raise ValueError(
                 f"models.vae_train={train} without weights: the random encoder would stay as it "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm.models.unet import UNetConfig
-from ldm.models.vae import IdentityVAEConfig, VAEConfig
+from ldm.models.vae import ForeignVAEConfig, IdentityVAEConfig, VAEConfig
 
 
 def plain(value: Any) -> Any:
@@ -21,8 +21,10 @@ def unet_config(fields: Mapping[str, Any]) -> UNetConfig:
     return UNetConfig(**{k: _tuples(v) for k, v in fields.items()})
 
 
-def vae_config(fields: Mapping[str, Any]) -> VAEConfig | IdentityVAEConfig:
+def vae_config(fields: Mapping[str, Any]) -> VAEConfig | IdentityVAEConfig | ForeignVAEConfig:
     """The config that `asdict` wrote; lists become tuples again."""
+    if "factor" in fields:
+        return ForeignVAEConfig(**fields)
     if "block_out_channels" not in fields:
         return IdentityVAEConfig(**fields)
     return VAEConfig(**{k: _tuples(v) for k, v in fields.items()})

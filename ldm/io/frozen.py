@@ -82,7 +82,8 @@ def load_codec(card: Mapping[str, Any], folder: Path, *, dtype: torch.dtype) -> 
     path = inside(folder, card["frozen"]["vae"])
     with torch.device("meta"):
         vae = build_vae(vae_config(card["vae"]["config"]))
-    fill(vae, open_tensors(path), str(path), torch.float32)
+    if vae_has_weights(card):
+        fill(vae, open_tensors(path), str(path), torch.float32)
     found = tensors_hash(dict(vae.state_dict()))
     if found != card["vae"]["hash"]:
         raise ValueError(
@@ -90,6 +91,11 @@ def load_codec(card: Mapping[str, Any], folder: Path, *, dtype: torch.dtype) -> 
             f"{card['vae']['hash'][:12]}…"
         )
     return frozen_codec(vae, dtype)
+
+
+def vae_has_weights(card: Mapping[str, Any]) -> bool:
+    """Not the one for pixels, nor one that is not here."""
+    return "block_out_channels" in card["vae"]["config"]
 
 
 def frozen_codec(vae: Autoencoder, dtype: torch.dtype) -> Codec:

@@ -17,7 +17,14 @@ from ldm.io import checkpoint as files
 from ldm.io.adapted import restore, with_trained, without_prefix
 from ldm.io.configs import plain, unet_config
 from ldm.io.diffusers import has_unet_only, is_diffusers, open_folder, open_unet
-from ldm.io.frozen import ASSETS, frozen_unet, load_codec, load_text_encoder, write_tensors
+from ldm.io.frozen import (
+    ASSETS,
+    frozen_unet,
+    load_codec,
+    load_text_encoder,
+    vae_has_weights,
+    write_tensors,
+)
 from ldm.io.hub import HUB_ID, download
 from ldm.io.kinds import kind_of
 from ldm.io.native import EXTRAS, complete_card
@@ -189,7 +196,7 @@ def open_source(path: str | Path, *, weights: str = "ema", hints: Hints | None =
         text=lambda: with_trained(load_text_encoder(card, home), found.beside),
         dtypes={
             "unet": dtype_of(found.tensors),
-            "vae": dtype_of(open_tensors(vae)),
+            "vae": dtype_of(open_tensors(vae)) if vae_has_weights(card) else torch.float32,
             "text": DTYPES.get(card["text"].get("dtype"), torch.float32),  # none without a network
         },
         extras=open_tensors(extras) if extras.is_file() else {},

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ldm.models.vae import Autoencoder, sample_moments
+from ldm.models.vae import Autoencoder, ForeignVAE, sample_moments
 
 
 class Codec:
@@ -32,6 +32,10 @@ class Codec:
     def dtype(self) -> torch.dtype:
         """What the autoencoder computes in (fp32 when it has no weights)."""
         return next((p.dtype for p in self.vae.parameters()), torch.float32)
+
+    def problems(self) -> list[str]:
+        """Why it makes no pixels of latents."""
+        return [self.vae.MISSING] if isinstance(self.vae, ForeignVAE) else []
 
     def moments(self, pixels: Tensor) -> Tensor:
         """Pixels [B,3,H,W] in [-1,1] to moments [B,2C,h,w] fp32, not scaled."""

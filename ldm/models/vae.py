@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -69,12 +70,32 @@ class IdentityVAEConfig:
         return 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class ForeignVAEConfig:
+    """An autoencoder that is not here: only the latents [latent_channels,h,w] that it made are.
+
+    scaling_factor: auto stands for 1 / their deviation, which a run measures once.
+    """
+
+    latent_channels: int = 4
+    factor: int = 8
+    scaling_factor: float | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={value}; give a positive number"
+            for name in ("latent_channels", "factor", "scaling_factor")
+            if (value := getattr(self, name)) != "auto" and not value > 0
+        ]
+        raise_all("ForeignVAEConfig", problems)
+
+
 class Autoencoder(nn.Module, ABC):
     """What everything else may ask of an autoencoder."""
 
     latent_channels: int
     factor: int
-    config: VAEConfig | IdentityVAEConfig
+    config: VAEConfig | IdentityVAEConfig | ForeignVAEConfig
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Tensor:
@@ -149,8 +170,32 @@ class IdentityVAE(Autoencoder):
         return z
 
 
-def build_vae(config: VAEConfig | IdentityVAEConfig) -> Autoencoder:
+class ForeignVAE(Autoencoder):
+    """Has the shape of its latents and nothing else."""
+
+    MISSING = (
+        "the autoencoder that made this model's latents is not here (models/vae=foreign): no "
+        "pictures can be encoded or drawn. From Python, Pipeline.latents(…) gives latents, and "
+        "pipe.codec = Codec(vae, pipe.codec.scale) draws with an autoencoder of yours"
+    )
+
+    def __init__(self, config: ForeignVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.factor = config.factor
+        self.latent_channels = config.latent_channels
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        raise ValueError(self.MISSING)
+
+    def decode(self, z: Tensor) -> Tensor:
+        raise ValueError(self.MISSING)
+
+
+def build_vae(config: VAEConfig | IdentityVAEConfig | ForeignVAEConfig) -> Autoencoder:
     """The autoencoder that a configuration describes."""
+    if isinstance(config, ForeignVAEConfig):
+        return ForeignVAE(config)
     if isinstance(config, IdentityVAEConfig):
         return IdentityVAE(config)
     return AutoencoderKL(config)

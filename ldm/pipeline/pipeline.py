@@ -240,6 +240,8 @@ class Pipeline:
         request = self._request(
             pictures, options, size, strength=strength, paste_back=paste_back, watch=watch
         )
+        if problems := self.codec.problems():
+            raise ValueError("\n".join(problems))
         return draw(self.parts, pictures, request, batch_size)
 
     @torch.inference_mode()

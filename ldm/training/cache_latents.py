@@ -32,11 +32,10 @@ from ldm.io.checkpoint import tensors_hash
 from ldm.models.codec import Codec
 from ldm.models.text.base import TextEncoder
 from ldm.training.launch import Processes
-from ldm.types import LatentBatch, Skipped
+from ldm.types import Skipped
 
 log = logging.getLogger(__name__)
 Advance = Callable[[int], None]
-LEAST_STD, MOST_STD = 0.3, 3.0
 SKIPPED = "left_out"  # <shard>.left_out.jsonl: which samples could not be encoded, and why
 
 
@@ -63,25 +62,6 @@ def layer_of(text: TextEncoder) -> str:
     """Which of the text encoder's states a context is."""
     spec = text.spec()
     return f"{spec.get('layers', 'all')} layers, clip_skip {spec.get('clip_skip', 1)}"
-
-
-@torch.no_grad()
-def scale_problems(data: Data, codec: Codec, count: int = 64) -> list[str]:
-    """Whether the first cached latents, once scaled, are far from the deviation of 1 that a
-    diffusion model is made for: scaled twice (0.18), or not at all (5)."""
-    reader = data.train
-    if not isinstance(reader, Reader):
-        return []
-    batch = reader.batch(torch.arange(min(count, len(reader.order))))
-    assert isinstance(batch, LatentBatch)
-    x0 = codec.latents(batch.moments, torch.zeros_like(batch.moments.chunk(2, dim=1)[0]))
-    std = float(x0.std())
-    if LEAST_STD <= std <= MOST_STD:
-        return []
-    return [
-        f"the cached latents have the deviation {std:.3g} after the scale {codec.scale:g}; about 1 "
-        "is expected: were they scaled when they were cached? The cache holds unscaled moments"
-    ]
 
 
 def cache_problems(data: Data, text: TextEncoder | None) -> list[str]:

@@ -14,7 +14,7 @@ from ldm.io.configs import differences
 
 # the classes: parts of the card that they cover
 CARD = {
-    "architecture": ("task", "unet", "vae", "text", "train", "adapters", "unet_hash"),
+    "architecture": ("task", "unet", "vae", "text", "trained", "adapters", "unet_hash"),
     "objective": ("objective", "null"),
     "batch": ("batch_size",),
     "data": ("data",),
@@ -126,7 +126,7 @@ def _kind(path: str, config: Mapping[str, Any]) -> str | None:
 
 def _said(card: Mapping[str, Any], key: str) -> Any:
     """Of a card; older ones do not say what every run then trained."""
-    return card.get(key, ["unet"] if key == "train" else None)
+    return card.get(key, ["unet"] if key == "trained" else None)
 
 
 def _last(path: str) -> str:

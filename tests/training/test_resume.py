@@ -348,6 +348,19 @@ def test_a_finished_run_ends_at_once(
     assert {p: p.stat().st_mtime_ns for p in finished_run.rglob("*") if p.is_file()} == before
 
 
+def test_a_finished_run_that_was_killed_too_early_is_tidied(
+    tiny_cfg: Callable[..., Document], run_copy: Path
+) -> None:
+    """After its last checkpoint, before last.ckpt was swapped to it."""
+    folder = run_copy / "checkpoints"
+    files.point_last(folder / "s000000016.ckpt")
+    (folder / ".tmp-last").symlink_to("s000000032.ckpt")
+    assert app.train(tiny_cfg(run_copy, "resume=auto")) == 0
+    assert os.readlink(folder / "last.ckpt") == "s000000032.ckpt"
+    assert not list(folder.glob(".tmp-*"))
+    assert not (run_copy / "run.lock").exists()
+
+
 # -- what a checkpoint holds -----------------------------------------------------------------------
 
 

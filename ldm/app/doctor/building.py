@@ -100,6 +100,7 @@ def _trainer(cfg: Config) -> Config:
 
 def _one_by_one(cfg: Config, checkpoint: Path | None) -> list[str]:
     from ldm.data.source import open_data
+    from ldm.models.vae import ForeignVAEConfig
 
     begin = Beginning(cfg, checkpoint)
     batch_size = cfg["training"]["batch_size"]
@@ -107,7 +108,9 @@ def _one_by_one(cfg: Config, checkpoint: Path | None) -> list[str]:
         lambda: open_data(build(cfg["data"]), seed=cfg["seed"], batch_size=batch_size)
     ]
     if cfg["task"] == "diffusion":
-        tries += [begin.text, lambda: begin.codec(build(cfg["models"]["vae"]))]
+        tries.append(begin.text)
+        if not isinstance(vae := build(cfg["models"]["vae"]), ForeignVAEConfig):
+            tries.append(lambda: begin.codec(vae))
     problems = []
     for attempt in tries:
         try:

@@ -42,7 +42,7 @@ def encoders(job: Any, cfg: dict[str, Any], k: int) -> Chapter:
     if isinstance(batch, ImageBatch):
         _round_trip(chapter, parts.codec, batch, moments)
     _deviation(chapter, x0, parts.codec.scale, not any(True for _ in parts.codec.vae.parameters()))
-    if torch.isfinite(x0).all():
+    if torch.isfinite(x0).all() and not parts.codec.problems():
         _strip(chapter, job, x0[:1], batch)
     _contexts(chapter, parts, batch, cfg)
     if not chapter.findings:

@@ -189,7 +189,7 @@ def _pictures(batch: ImageBatch | LatentBatch, job: Job) -> Iterator[tuple[int, 
     """(i, picture): as trained on, or decoded from the latents' means."""
     if isinstance(batch, ImageBatch):
         pixels = batch.pixels
-    elif job.encoders is None:
+    elif job.encoders is None or job.encoders.codec.problems():
         return
     else:
         mean = batch.moments.float().chunk(2, dim=1)[0]

@@ -23,7 +23,7 @@ SECTIONS = {
     ),
     "hard": (
         "Hard",
-        "The highest losses among samples whose captions fit: unusual, damaged or crowded pictures.",
+        "The highest losses where the caption fits: unusual, damaged or crowded pictures.",
     ),
     "easy": (
         "Too easy",
@@ -47,7 +47,7 @@ def write_page(
     """draw: the pictures of these numbers; shown: samples of each kind."""
     page = Page(title=title, footer=footer)
     counts = {kind: len(found.of(kind)) for kind in ("mislabelled", "copy", "hard", "easy")}
-    page.section("Summary", [*_summary(found, counts), Facts(facts), _leaving_out()])
+    page.section("Summary", [*_summary(found, counts), _leaving_out()])
     _mislabelled(page, found, draw, shown)
     _copies(page, found, draw, shown)
     for kind in ("hard", "easy"):
@@ -57,6 +57,7 @@ def write_page(
     if found.table.unusable:
         rows = [[bad.shard, bad.key, bad.unusable] for bad in found.table.unusable[:100]]
         page.section("Unusable", [Table(["shard", "key", "why"], rows)])
+    page.section("How it was measured", [Facts(facts)])
     page.write(path)
 
 
@@ -154,7 +155,7 @@ def _gallery(listed: Sequence[Finding], draw: Draw) -> list[Any]:
 
 def _said(one: Finding) -> str:
     caption = " ".join(one.sample.caption.split()) or "(no caption)"
-    numbers = f"fit z {one.fit_z:.1f} · hard z {one.hard_z:.1f} · easy z {one.easy_z:.1f}"
+    numbers = f"z: fit {one.fit_z:.1f}, hard {one.hard_z:.1f}".replace("-", "−")
     return f"{caption}\n{one.sample.key}\ntried: {one.nearest}\n{numbers}"
 
 
