@@ -60,7 +60,16 @@ TOP = [
     "change",
     "allow",
 ]
-TRAINING_GROUPS = ("trainer", "optim", "ema", "callbacks", "logger", "vae_loss", "prior")
+TRAINING_GROUPS = (
+    "trainer",
+    "optim",
+    "ema",
+    "callbacks",
+    "logger",
+    "inpainting",
+    "vae_loss",
+    "prior",
+)
 KEYS = {
     "models": ("unet", "vae", "text", "vae_weights", "vae_dtype", "vae_train"),
     "diffusion": (
@@ -252,6 +261,8 @@ def _value_problems(cfg: Config, known: list[str]) -> list[str]:
 
     leaves = [f"training.{name}" for name in ("trainer", "optim", "ema", "logger", "prior")]
     leaves += [f"training.callbacks.{name}" for name in KEYS["training.callbacks"]]
+    if "inpainting" in cfg.get("training", {}):
+        leaves.append("training.inpainting")
     for path in leaves:
         settings = attempt(path)
         problems += [] if settings is None else settings.problems()

@@ -108,7 +108,7 @@ def made_small(name: str, tmp_path: Path, base: Path | None = None) -> list[str]
         small += ["training.vae_loss.perceptual=0", "training.vae_loss.gan.width=8"]
     if cfg["adapters"]["_target_"].endswith("LoRASettings"):
         small += ["adapters.rank=4"]
-    return [*small, "data.size=32", f"init_from={base or 'null'}"]
+    return [*small, "data.size=32", "widen=[]", f"init_from={base or 'null'}"]
 
 
 def is_tuned(name: str) -> bool:

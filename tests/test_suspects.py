@@ -27,7 +27,7 @@ from ldm.data.make.writer import ShardWriter
 Config = dict[str, Any]
 Search = Callable[..., Path]
 COUNT, WRONG, COPIED = 60, (7, 23, 41), (3, 12, 30, 50)
-SMALL = ("samples=14", "bins=2", "draws=1", "others=2", "device=cpu", "shown=4")
+SMALL = ("samples=14", "bins=2", "draws=1", "others=2", "tried=2", "device=cpu", "shown=4")
 
 
 class Planted:
@@ -101,7 +101,11 @@ def test_wrong_captions_and_copies_are_found(search: Search, tmp_path: Path) -> 
     """The packaged model among 64 pictures: wrong captions come first, copies are all found."""
     ShardWriter(out=tmp_path / "shards", progress=False).write(Planted())
     out = search(
-        "checkpoint=tiny", f"data.shards={tmp_path / 'shards'}", "samples=null", out=tmp_path / "o"
+        "checkpoint=tiny",
+        f"data.shards={tmp_path / 'shards'}",
+        "samples=null",
+        "tried=30",
+        out=tmp_path / "o",
     )
     rows = rows_of(out)
     assert len(rows) == COUNT + len(COPIED)
@@ -109,6 +113,15 @@ def test_wrong_captions_and_copies_are_found(search: Search, tmp_path: Path) -> 
     first = [row["key"] for row in rows[: 2 * len(planted)]]
     among = sum(any(key.endswith(name) for key in first) for name in planted)
     assert among >= 0.8 * len(planted)
+    true = {
+        f"-{number:03d}": set(item.caption.split())
+        for number, item in enumerate(ShapesSource(count=COUNT).items())
+        if isinstance(item, Sample) and number in WRONG
+    }
+    for row in rows:
+        if row["key"][-4:] in true and "copy" not in row["key"]:
+            # "a", and the right colour, shape or size
+            assert len(true[row["key"][-4:]] & set(row["nearest_caption"].split())) >= 2
     groups = {row["key"].partition("-")[2]: row["copy_of"] or row["key"] for row in rows}
     for number in COPIED:
         assert groups[f"{number:03d}"] == groups[f"copy-{number:03d}"]
@@ -164,8 +177,9 @@ def test_it_goes_on_where_it_ended(
     assert len(measured) == 14 - 5
     for name in ("suspects.csv", "suspects.jsonl", "exclude.jsonl"):
         assert (out / name).read_bytes() == (found / name).read_bytes()
-    search("z=0.5", out=out)  # judging anew measures nothing
-    assert len(measured) == 14 - 5
+    for _ in range(2):  # judging anew measures only what is named, and that once
+        search("z=0.5", out=out)
+        assert len(measured) == 14 - 5 + 4
     assert len(lines_of(out / "suspects.jsonl")) > len(lines_of(found / "suspects.jsonl"))
 
 

@@ -108,7 +108,7 @@ def test_neither_tokenizer_nor_weights_change(text: TextEncoder, tmp_path: Path)
     assert torch.equal(text.encode(["a <thing>"]).context, plain)
 
 
-@pytest.mark.parametrize("token", ["circle", "red"])
+@pytest.mark.parametrize("token", ["circle", "red", "Circle"])
 def test_a_word_that_exists_is_refused(text: TextEncoder, token: str) -> None:
     with pytest.raises(ValueError, match=f"'{token}' exists already.*<{token}-1>"):
         text.learn(token, 1)
@@ -214,6 +214,12 @@ def test_the_files_of_other_tools_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ({"<a>": torch.zeros(1).expand(2**20, 2**20)}, "1024 at most"),
+        ({"<a>": torch.zeros(1).expand(8, 2**30)}, "more than the file holds"),
+        ({"<a>": torch.zeros(2, 8, dtype=torch.complex64)}, "not numbers"),
+        ({"<a>": torch.eye(8).to_sparse()}, "not numbers"),
+        ({"<a>": torch.full((8,), 1e300, dtype=torch.float64)}, "is not finite"),
+        ({"clip_l": torch.zeros(1, 8), "clip_g": torch.zeros(1, 8)}, "a word of SDXL"),
         ({"<a>": torch.zeros(2, 8), "<b>": torch.zeros(8)}, "holds 2 entries"),
         ({"<a>": torch.zeros(1, 2, 8)}, r"is \(1, 2, 8\); vectors are"),
         ({"<a>": torch.full((8,), torch.nan)}, "is not finite"),
@@ -227,6 +233,35 @@ def test_files_that_are_no_word_say_what_they_are(
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=message):
         read_embedding(tmp_path / "x.pt")
+
+
+def test_words_of_files_are_words(text: TextEncoder) -> None:
+    for token in ("", "easy negative"):
+        with pytest.raises(ValueError, match="empty or has blanks"):
+            text.learn(token, 1)
+
+
+def test_the_first_container_of_words_is_read_and_nothing_else_is_run(tmp_path: Path) -> None:
+    rows = torch.randn(1, 8)
+    content = {"string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(rows)})}
+    torch.save(content, tmp_path / "old.pt")
+    assert torch.equal(read_embedding(tmp_path / "old.pt").vectors, rows)
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (print, ("owned",))
+
+    torch.save({"<a>": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="would run code"):
+        read_embedding(tmp_path / "evil.pt")
+
+
+def test_a_word_that_no_caption_has_is_refused(
+    finished_run: Path, tiny_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    lines = [line for line in WORD if not line.startswith("data.templates")]
+    with pytest.raises(ConfigError, match="none of the first captions has the new word <thing>"):
+        tiny_run(tmp_path / "run", f"init_from={finished_run}", *lines)
 
 
 def test_a_word_for_another_encoder_is_refused_and_nothing_stays(

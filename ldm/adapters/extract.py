@@ -46,9 +46,13 @@ def extract(
         weights[path], squares = _nearest(layer, change, min(rank, rank_limit(layer)))
         kept += squares[: weights[path].rank].sum().item()
         total += squares.sum().item()
+    if not total:
+        raise ValueError(
+            f"the two networks are equal in all {len(weights)} layers that could have a LoRA"
+        )
     log.info(
         "rank %d keeps %.1f %% of the squared difference of %d layers",
-        rank, 100 * kept / total if total else 100.0, len(weights),
+        rank, 100 * kept / total, len(weights),
     )  # fmt: skip
     return LoRA.from_weights(base, weights)
 

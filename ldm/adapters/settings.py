@@ -17,6 +17,7 @@ from ldm.adapters.hypernetwork import Hypernetwork, HypernetworkConfig, context_
 from ldm.adapters.lora import DEFAULT_TARGETS_KOHYA, LoRA, LoRAConfig
 from ldm.adapters.token import NewToken, embedding_of
 
+MARKUP = "()[]:\\"  # of weighted prompts
 KINDS: dict[str, type[LoRA] | type[Hypernetwork] | type[NewToken]] = {
     "lora": LoRA,
     "hypernetwork": Hypernetwork,
@@ -69,7 +70,9 @@ class LoRASettings:
         self._unet()
         if self.text_targets:
             self._text()
-        elif self.text_rank is not None:
+        if not self.targets and self.rank_pattern:
+            raise ValueError("rank_pattern is given, but targets names no layers of the UNet")
+        if not self.text_targets and self.text_rank is not None:
             raise ValueError(f"text_rank={self.text_rank}, but text_targets names no layers")
 
     def build(self, unet: nn.Module, text: Text | None) -> dict[str, Adapter]:
@@ -147,8 +150,10 @@ class TextualInversionSettings:
 
     def __post_init__(self) -> None:
         problems = []
-        if not self.token or any(letter.isspace() for letter in self.token):
-            problems.append(f"token={self.token!r}; give a word without blanks, as <thing>")
+        if not self.token or any(letter.isspace() or letter in MARKUP for letter in self.token):
+            problems.append(
+                f"token={self.token!r}; give a word without blanks and {MARKUP}, as <thing>"
+            )
         if self.vectors < 1:
             problems.append(f"vectors={self.vectors}; give 1 or more")
         if problems:
@@ -162,7 +167,7 @@ class TextualInversionSettings:
     @torch.no_grad()
     def _first(self, text: Text) -> Tensor:
         table = embedding_of(text.module).weight.float()
-        if not self.initializer:
+        if not self.initializer.strip():
             noise = torch.randn(self.vectors, table.shape[1])
             return table.mean(0) + table.std(0) * noise.to(table.device)
         ids = text.ids_of(self.initializer)

@@ -64,13 +64,25 @@ class Rows(Part):
     def __init__(self, vectors: Tensor) -> None:
         super().__init__()
         self.vectors = nn.Parameter(vectors)
-        self.ids: Sequence[int] = ()
+        self._ids: Sequence[int] = ()
+        self._own: Tensor | None = None  # the ids, where they are compared
         self._places: Tensor | None = None  # of the ids in the batch that is being embedded
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """Where the vectors are."""
+        return self._ids
+
+    @ids.setter
+    def ids(self, ids: Sequence[int]) -> None:
+        self._ids, self._own = ids, None
 
     def take_out(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The forward pre-hook: no row of the embedding has these ids."""
         ids = inputs[0]
-        own = torch.tensor(self.ids, device=ids.device)
+        if self._own is None or self._own.device != ids.device:
+            self._own = torch.tensor(self.ids, device=ids.device)
+        own = self._own
         found = ids[..., None] == own  # [...,n]
         hit = found.any(-1)
         self._places = torch.where(hit, found.int().argmax(-1), -1)

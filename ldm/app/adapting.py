@@ -48,7 +48,54 @@ def make_trained(cfg: Config, unet: Any, text: Any) -> Trained:
     for part, adapter in adapters.items():
         introduce(adapter, text)
         attach({"unet": unet, "text": network}[part], adapter)
+    if "text" in own:
+        text.unfreeze()
+        leave_out_unused(text)
     return Trained(adapters, tuple(own))
+
+
+def check_words(data: Any, trained: Trained, count: int = 256) -> None:
+    """Raises ValueError where a new word is in none of the first captions: it would not be trained.
+
+    data: ldm.data.source.Data; a stream cannot be looked into.
+    """
+    import torch
+
+    from ldm.adapters.token import NewToken
+
+    words = [a.token for a in trained.adapters.values() if isinstance(a, NewToken)]
+    if not words or not hasattr(data.train, "batch"):
+        return
+    step = 32
+    for start in range(0, min(count, data.train_size), step):
+        batch = data.train.batch(torch.arange(start, min(start + step, data.train_size)))
+        words = [word for word in words if not any(word in c for c in batch.captions)]
+    if words:
+        raise ValueError(
+            f"none of the first captions has the new word {words[0]}: it would not be trained; "
+            f'give data.templates=["a {words[0]}, {{}}"], or shards whose captions have it '
+            "(make_shards.py data.default_caption=…)"
+        )
+
+
+def leave_out_unused(text: Any) -> None:
+    """No gradients for what does not reach the context: layers behind clip_skip, poolers.
+
+    DDP with accumulation would wait for them.
+    """
+    import torch
+
+    if not text.gradients:
+        return
+    context = text.encode([""]).context
+    wanted = [p for p in text.module.parameters() if p.requires_grad]
+    if not wanted or context is None:
+        return
+    with torch.enable_grad():
+        found = torch.autograd.grad(context.sum(), wanted, allow_unused=True)
+    for parameter, gradient in zip(wanted, found, strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)
 
 
 def trained_problems(cfg: Config) -> list[str]:
@@ -71,7 +118,13 @@ def trained_problems(cfg: Config) -> list[str]:
             f"training.train={own} trains the networks' own weights, adapters leave them as they "
             "are; give adapters=none, or training.train=null"
         )
-    if (adapters or own == ["text"]) and not cfg.get("init_from"):
+    frozen = adapters or own == ["text"]
+    if frozen and cfg.get("widen"):
+        problems.append(
+            f"widen={cfg['widen']} adds input channels that begin at zero, and the UNet is not "
+            "trained: they would stay zero"
+        )
+    if frozen and not (cfg.get("init_from") or cfg.get("resume")):
         problems.append(
             "adapters and training.train=[text] leave the UNet as it is, so it must come from "
             "somewhere; give init_from=…"

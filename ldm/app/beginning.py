@@ -62,7 +62,10 @@ class Beginning:
             return build(node)
         from ldm.models.text.assemble import with_options
 
-        given = self._whole("models.text.source").text()
+        source = self._whole("models.text.source")
+        # of the run itself as it began: what it has trained comes with the checkpoint
+        before = source.frozen_text if self.checkpoint is not None else None
+        given = (before or source.text)()
         options = ("layers", "clip_skip", "pad_token", "null", "dtype")
         return with_options(given, **{k: node[k] for k in options if k in node})
 
@@ -71,24 +74,47 @@ class Beginning:
 
         A run that goes on keeps its lineage; its weights come with the checkpoint.
         """
-        if not self.cfg[INIT]:
-            return None
         from ldm.io.source import copy_into
 
-        network = self.network
         if self.checkpoint is not None:
-            if network.card["frozen"].get("unet"):  # not in the checkpoint: it is not trained
-                copy_into(unet, network.tensors, f"{network.path}: unet")
-            kept: Config | None = network.card.get("parent")
+            card_before = self.network.card
+            if card_before["frozen"].get("unet"):  # not in the checkpoint: it is not trained
+                copy_into(unet, self.network.tensors, f"{self.network.path}: unet")
+            kept: Config | None = card_before.get("parent")
             return kept
-        if network.source is not None and network.card.get("adapters"):
-            raise ValueError(
-                f"init_from={self.cfg[INIT]} holds a model with adapters; merge them first: "
-                f"scripts/convert.py input={self.cfg[INIT]} format=native output=…"
-            )
+        if not self.cfg[INIT]:
+            return None
+        network = self.network
+        self._check_nothing_is_lost(network)
         self._check_objective(card["objective"])
         copy_into(unet, network.tensors, f"{self.cfg[INIT]}: unet", widen=self.cfg["widen"])
         return network.lineage() | {"changed": _changed(network.card, card)}
+
+    def _check_nothing_is_lost(self, network: Any) -> None:
+        """Raises ValueError where the UNet alone would be less than what `init_from` trained."""
+        adapters = network.card.get("adapters") or {}
+        where = self.cfg[INIT]
+        if any(spec["kind"] == "lora" for spec in adapters.values()):
+            raise ValueError(
+                f"init_from={where} holds a model with a LoRA; merge it first: "
+                f"scripts/convert.py input={where} format=native output=…"
+            )
+        if adapters:
+            kind = next(iter(adapters.values()))["kind"]
+            began = (network.card.get("parent") or {}).get("source")
+            raise ValueError(
+                f"init_from={where} holds a model with a {kind}, which cannot be merged; begin "
+                f"from what it was trained on, init_from={began}, and attach it when sampling"
+            )
+        trained = network.source is not None and any(
+            name.startswith("text.") for name in network.source.beside
+        )
+        if trained and self.cfg["models"]["text"].get("source") != INIT:
+            raise ValueError(
+                f"init_from={where} has trained its text encoder, and models.text.source="
+                f"{self.cfg['models']['text'].get('source')} would leave that out; give "
+                "models.text.source=init_from"
+            )
 
     def _whole(self, key: str) -> Any:
         if self.network.source is None:

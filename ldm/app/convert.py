@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -43,7 +44,11 @@ def convert(cfg: Config) -> int:
     console = Console()
     try:
         raise_all(
-            [f"{key} belongs to format={', '.join(FORMATS)}" for key in OF_ADAPTERS if cfg[key]]
+            [
+                f"{key} belongs to format={', '.join(FORMATS)}"
+                for key in OF_ADAPTERS
+                if cfg[key] is not None
+            ]
         )
         job = conversions.Conversion(
             output=Path(cfg["output"]),
@@ -79,7 +84,16 @@ def _convert_adapter(cfg: Config) -> int:
     from ldm.io.convert_adapter import AdapterConversion, convert_adapter
 
     options = ("input", "format", "weights", "dtype", "overwrite", *OF_ADAPTERS)
+    defaults = yaml.safe_load((CONF / "convert.yaml").read_text(encoding="utf-8"))
     try:
+        raise_all(
+            [
+                f"{key}={cfg[key]} has no meaning with format={cfg['format']}, which writes an "
+                "adapter alone"
+                for key in defaults
+                if key not in (*options, "output") and cfg[key] != defaults[key]
+            ]
+        )
         job = AdapterConversion(output=Path(cfg["output"]), **{k: cfg[k] for k in options})
         counts = convert_adapter(job)
     except (ValueError, FileNotFoundError) as error:

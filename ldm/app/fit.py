@@ -133,12 +133,16 @@ def _fit(cfg: Config, job: Job, start: Any, plan_text: str) -> int:
 def sample_grid(cfg: Config, job: Job, run_dir: Path, loggers: list[Any]) -> Any:
     from functools import partial
 
+    from ldm.training.callbacks.inpainting import InpaintGrid
     from ldm.training.callbacks.sampling import SampleGrid
     from ldm.training.loggers import log_images
 
     settings = build(cfg["training"]["callbacks"]["samples"])
     sink = partial(log_images, loggers)
-    return SampleGrid(pipeline_of(job), run_dir / "samples", settings, sink=sink)
+    pipeline, folder = pipeline_of(job), run_dir / "samples"
+    if job.encoders.inpainting is not None and job.data.val_size:
+        return InpaintGrid(pipeline, folder, settings, data=job.data, seed=cfg["seed"], sink=sink)
+    return SampleGrid(pipeline, folder, settings, sink=sink)
 
 
 def pipeline_of(job: Job) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ldm import rng
-from ldm.app.adapting import Trained, make_trained
+from ldm.app.adapting import Trained, check_words, make_trained
 from ldm.app.beginning import Beginning
 from ldm.app.foreign import foreign_codec, without_pictures
 from ldm.app.prior import open_training_data, prior_loss
@@ -64,13 +64,22 @@ def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginnin
     from ldm.models.unet import UNet
     from ldm.pipeline import SamplingDefaults
     from ldm.training.encoders import FrozenEncoders
+    from ldm.training.inpainting import inpainting_problems
     from ldm.training.module import DiffusionModule
 
     unet_config, vae_config = build(cfg["models"]["unet"]), build(cfg["models"]["vae"])
     text = begin.text()
     codec = foreign_codec(vae_config, data, begin) or begin.codec(vae_config)
     plan = without_pictures(plan, codec)
-    raise_all(fit_problems(unet_config, codec, text))
+    node = cfg["training"].get("inpainting")
+    inpainting = None if node is None else build(node)
+    unfit = inpainting_problems(
+        inpainting,
+        in_channels=unet_config.in_channels,
+        latent_channels=codec.latent_channels,
+        cached=data.layout is not None,
+    )
+    raise_all(fit_problems(unet_config, codec, text) + unfit)
     spec = text.spec()
     if spec.get("source") == "scratch":
         log.warning("models.text.source=scratch: the frozen text encoder has random weights")
@@ -94,6 +103,7 @@ def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginnin
         card["parent"] = parent
     trained = make_trained(cfg, unet, text)
     raise_all(_cached_context_problems(data, trained))
+    check_words(data, trained)
     card |= trained.card(unet)
     if trained.freezes_unet:
         card["frozen"]["unet"] = "frozen/unet.safetensors"
@@ -103,6 +113,7 @@ def _diffusion(cfg: Config, data: Any, plan: Any, settings: Any, begin: Beginnin
         seed=cfg["seed"],
         cache_captions=settings.cache_captions,
         cache_latents=settings.cache_latents,
+        inpainting=inpainting,
     )
     module = DiffusionModule(
         unet,

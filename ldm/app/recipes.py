@@ -50,7 +50,9 @@ def load_recipes(cfg: Config, wishes: list[Wish], device: str) -> tuple[Pipeline
     pipe = pipeline.load(
         checkpoint, weights=asked["weights"] or "ema", device=device, dtype=asked["dtype"] or "auto"
     )
-    adapters = asked_adapters(cfg["adapter"] or kept.get("adapters") or [])
+    adapters = asked_adapters(
+        kept.get("adapters") or [] if cfg["adapter"] is None else cfg["adapter"]
+    )
     for path, strength in adapters:
         pipe.attach(path, strength=strength, name=path)
     model = pipe.fingerprint()
@@ -60,7 +62,7 @@ def load_recipes(cfg: Config, wishes: list[Wish], device: str) -> tuple[Pipeline
         "dtype": DTYPE_NAMES[next(pipe.unet.parameters()).dtype],
         "model": model,
         **(
-            {"adapters": [f"{path}:{strength:g}" for path, strength in adapters]}
+            {"adapters": [f"{path}:{strength!r}" for path, strength in adapters]}
             if adapters
             else {}
         ),
@@ -70,7 +72,8 @@ def load_recipes(cfg: Config, wishes: list[Wish], device: str) -> tuple[Pipeline
     problems = []
     for recipe in recipes:
         problems += size_problems((recipe["height"], recipe["width"]), pipe.codec.factor)
-    if all(cfg[key] is None for key in asked) and kept.get("model", model) != model:
+    own_model = all(cfg[key] is None for key in (*asked, "adapter"))
+    if own_model and kept.get("model", model) != model:
         problems.append(
             f"{checkpoint} holds another model than the one that drew {cfg['recipe']}; give "
             "checkpoint=... of that one, or of this one to draw the recipe with it"

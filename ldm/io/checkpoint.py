@@ -20,7 +20,7 @@ import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -176,7 +176,7 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).hexdigest()
 
 
-def tensors_hash(tensors: dict[str, torch.Tensor]) -> str:
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
     """blake2b over names, shapes and fp32 values: one name for equal weights, whatever the file."""
     digest = hashlib.blake2b(digest_size=20)
     for name in sorted(tensors):

@@ -94,7 +94,7 @@ def convert(conversion: Conversion) -> Parts:
     if conversion.adapters or has_adapters(source):
         if conversion.with_ema:
             raise ValueError("with_ema=true keeps two networks; adapters are merged into one")
-        source = merged(source, conversion.adapters)
+        source = merged(source, conversion.adapters, weights=conversion.weights)
     parts = parts_of(source, DTYPES.get(conversion.dtype or ""))
     log.info("%s is a %s model, %s weights", conversion.input, source.form, parts.weights)
     target = conversion.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ldm.io.load import Model, build, open_source
 from ldm.io.lora import read_lora, write_lora
 from ldm.models.text.base import DTYPES
 
+log = logging.getLogger(__name__)
 FORMATS = {  # by what is written: suffixes of its file
     "lora_kohya": (".safetensors",),
     "lora_diffusers": (".safetensors",),
@@ -53,6 +55,8 @@ class AdapterConversion:
             found.append(f"output={self.output} exists; overwrite=true replaces it")
         if self.dtype is not None and self.dtype not in DTYPES:
             found.append(f"dtype={self.dtype!r}; allowed: {', '.join(DTYPES)}, or null")
+        if self.dtype is not None and not self.format.startswith("lora"):
+            found.append(f"dtype={self.dtype} belongs to format=lora_…; {self.format} is fp32")
         if self.base is None and (self.rank, self.text_rank) != (None, None):
             found.append("rank and text_rank belong to base=…, the model that input was tuned from")
         if self.base is not None and self.rank is None:
@@ -103,6 +107,14 @@ def _extracted(conversion: AdapterConversion) -> tuple[Model, dict[str, Adapter]
     assert conversion.rank is not None
     tuned = _model(conversion.input, conversion.weights)
     base = _model(conversion.base, conversion.weights)
+    for name, model in (("input", tuned), ("base", base)):
+        if model.adapters:
+            raise ValueError(
+                f"{name}={getattr(conversion, name)} has adapters, which are not in its weights; "
+                "leave out base=… to write them, or merge them first (format=native)"
+            )
+    if conversion.text_rank is None and tuned.text.hash() != base.text.hash():
+        log.warning("the text encoders differ, too: text_rank=… extracts that as well")
     parts: dict[str, Adapter] = {
         "unet": extract(base.unet, tuned.unet, rank=conversion.rank, targets=DEFAULT_TARGETS_KOHYA)
     }

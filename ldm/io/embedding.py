@@ -7,6 +7,7 @@ pickled dict with string_to_param {"*": [n,D]} and name (.pt), or one tensor emb
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 UNNAMED = ("emb_params", "*")
+TWO_ENCODERS = {"clip_l", "clip_g"}
+MOST_VECTORS = 1024  # no encoder reads as many tokens
 SUFFIXES = (".safetensors", ".pt", ".bin")
 
 
@@ -31,10 +34,10 @@ class EmbeddingFile:
 
 def is_embedding(names: Mapping[Any, Any]) -> bool:
     """Whether the entries of a file are those of a new word."""
-    if "string_to_param" in names or "emb_params" in names:
+    if "string_to_param" in names or "emb_params" in names or set(names) >= TWO_ENCODERS:
         return True
     texts = [str(name) for name in names]
-    return len(texts) == 1 and "lora" not in texts[0] and not texts[0].endswith(".weight")
+    return len(texts) == 1 and not re.search(r"lora_|\.weight$|\.alpha$", texts[0])
 
 
 def read_embedding(path: str | Path, *, token: str | None = None) -> EmbeddingFile:
@@ -47,11 +50,16 @@ def read_embedding(path: str | Path, *, token: str | None = None) -> EmbeddingFi
     said: Any = None
     if "string_to_param" in content:
         found = content["string_to_param"]
-        if not isinstance(found, Mapping):
+        if not isinstance(found, Mapping | nn.ParameterDict):
             raise ValueError(f"{path}: string_to_param is a {type(found).__name__}, not a dict")
         tensors, said = dict(found), content.get("name")
     else:
         tensors = content
+    if set(tensors) >= TWO_ENCODERS:
+        raise ValueError(
+            f"{path} is a word of SDXL, for two text encoders ({', '.join(sorted(TWO_ENCODERS))}); "
+            "models here have one"
+        )
     if len(tensors) != 1:
         names = ", ".join(ascii(name) for name in list(tensors)[:6])
         raise ValueError(
@@ -59,14 +67,32 @@ def read_embedding(path: str | Path, *, token: str | None = None) -> EmbeddingFi
             "is one tensor under its name, emb_params, or string_to_param"
         )
     ((name, value),) = tensors.items()
-    if not isinstance(value, Tensor) or value.ndim not in (1, 2) or not value.numel():
-        what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{path}: {name!r} is {what}; vectors are [D] or [n,D]")
-    if not value.isfinite().all():
-        raise ValueError(f"{path}: {name!r} is not finite")
+    vectors = _checked(value, f"{path}: {name!r}")
     if name in UNNAMED:
         name = said if isinstance(said, str) and said else path.stem
-    return EmbeddingFile(path, token or str(name), value.float().reshape(-1, value.shape[-1]))
+    return EmbeddingFile(path, token or str(name), vectors)
+
+
+def _checked(value: Any, where: str) -> Tensor:
+    """[n,D] fp32 in memory of its own. Raises ValueError for whatever else a file may hold."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{where} is a {type(value).__name__}; vectors are a tensor [D] or [n,D]")
+    plain = value.layout is torch.strided and value.device.type == "cpu"
+    if not plain or not value.is_floating_point():
+        raise ValueError(f"{where} is {value.layout}, {value.dtype} on {value.device}; not numbers")
+    shape = tuple(value.shape)
+    if (
+        value.ndim not in (1, 2)
+        or not value.numel()
+        or (value.ndim == 2 and len(value) > MOST_VECTORS)
+    ):
+        raise ValueError(f"{where} is {shape}; vectors are [D] or [n,D], {MOST_VECTORS} at most")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError(f"{where} is {shape}, more than the file holds")
+    vectors = value.detach().float().reshape(-1, shape[-1]).clone()
+    if not vectors.isfinite().all():
+        raise ValueError(f"{where} is not finite")
+    return vectors
 
 
 def write_embedding(path: str | Path, token: str, vectors: Tensor) -> None:
@@ -107,10 +133,13 @@ def entries(path: Path) -> dict[Any, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([nn.ParameterDict]):  # the first words' container
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        told = f"{type(error).__name__}: {str(error)[:200]}"
-        raise ValueError(f"{path} cannot be read as tensors and plain values: {told}") from error
+        raise ValueError(
+            f"{path} cannot be read as tensors and plain values ({type(error).__name__}); it is "
+            "damaged, or would run code when read as it wants, which nothing here does"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict")
     return content

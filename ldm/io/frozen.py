@@ -44,8 +44,7 @@ def save_frozen(
     if not path.exists():
         write_tensors(path, dict(codec.vae.state_dict()))
     if unet is not None and not (folder / UNET_FILE).exists():
-        tensors = dict(unet.state_dict())
-        write_tensors(folder / UNET_FILE, tensors, metadata={"hash": tensors_hash(tensors)})
+        write_tensors(folder / UNET_FILE, dict(unet.state_dict()))
     if not (folder / TEXT_FOLDER).exists():
         temporary = folder / f".tmp-{TEXT_FOLDER}"  # what a killed process left half-written
         shutil.rmtree(temporary, ignore_errors=True)
@@ -68,7 +67,7 @@ def frozen_unet(card: Mapping[str, Any], folder: Path) -> TensorFile | None:
     if relative is None:
         return None
     file = open_tensors(inside(folder, relative))
-    found = file.metadata.get("hash", "")
+    found = tensors_hash(file)
     if found != card["unet_hash"]:
         raise ValueError(
             f"{file.path} is another UNet than the one trained with: {found[:12]}… is not "

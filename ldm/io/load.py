@@ -202,6 +202,7 @@ def open_source(path: str | Path, *, weights: str = "ema", hints: Hints | None =
         extras=open_tensors(extras) if extras.is_file() else {},
         stated={k: found.card["objective"][k] for k in ("prediction", "schedule")},
         beside=found.beside,
+        frozen_text=lambda: load_text_encoder(card, home),
     )
 
 

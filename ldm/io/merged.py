@@ -20,7 +20,9 @@ def has_adapters(source: Source) -> bool:
     return bool(source.card.get("adapters"))
 
 
-def merged(source: Source, adapters: Sequence[tuple[str, float]] = ()) -> Source:
+def merged(
+    source: Source, adapters: Sequence[tuple[str, float]] = (), *, weights: str = "ema"
+) -> Source:
     """The model with its own adapters, and these (path, strength), added to the weights.
 
     Summed in fp32 and rounded once to the dtype that the model is stored in. Raises ValueError for
@@ -34,12 +36,20 @@ def merged(source: Source, adapters: Sequence[tuple[str, float]] = ()) -> Source
         detach(bases[part], adapter)
         merge(bases[part], adapter)
     for path, strength in adapters:
-        for part, adapter in read_adapter(path).build(model.unet, model.text).items():
+        for part, adapter in (
+            read_adapter(path, weights=weights).build(model.unet, model.text).items()
+        ):
             merge(bases[part], adapter, strength)
     text = model.text.cast(source.dtypes["text"]).freeze()
     unet = {
         name: value.to(source.dtypes["unet"]) for name, value in model.unet.state_dict().items()
     }
+    bad = [name for name, value in unet.items() if not value.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f"{len(bad)} merged weights are beyond the range of {source.dtypes['unet']}, as "
+            f"{bad[0]}; give dtype=fp32 or bf16"
+        )
     kept = {key: value for key, value in source.card.items() if key not in OF_ADAPTERS}
     return replace(
         source,

@@ -66,7 +66,8 @@ class Source:
     tensors under our names, by which weights they are; weights: the chosen ones; file: where they
     lie; dtypes: of unet, vae and text as stored; extras: tensors that the model does not use and
     that a conversion carries along; stated: specs of prediction and schedule, where the file says
-    them; beside: the chosen tensors of a run's adapters and trained text encoder (see adapted.py).
+    them; beside: the chosen tensors of a run's adapters and trained text encoder (see adapted.py);
+    frozen_text: of a run, the text encoder as it was before training.
     """
 
     form: str
@@ -81,6 +82,7 @@ class Source:
     extras: Tensors = field(default_factory=dict)
     stated: Mapping[str, Any] = field(default_factory=dict)
     beside: Tensors = field(default_factory=dict)
+    frozen_text: Callable[[], TextEncoder] | None = None
 
     @property
     def unet(self) -> Tensors:

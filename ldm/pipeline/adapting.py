@@ -57,10 +57,10 @@ class Adapters:
         done: list[str] = []
         try:
             for part, adapter in parts.items():
-                device = next(self._bases[part].parameters()).device
-                adapter.to(device).eval().requires_grad_(False)
                 introduce(adapter, self._text)
                 try:
+                    device = next(self._bases[part].parameters()).device
+                    adapter.to(device).eval().requires_grad_(False)
                     attach(self._bases[part], adapter, strength=strength)
                 except ValueError:
                     withdraw(adapter, self._text)

@@ -49,4 +49,5 @@ def load(
         adapters=model.adapters,
     )
     pipeline.card = model.card
+    pipeline.asked_weights = weights  # of adapters, also where the model has others only
     return pipeline

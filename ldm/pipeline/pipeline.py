@@ -69,7 +69,7 @@ class Pipeline:
         self.text = text
         self.objective = objective
         self.defaults = defaults
-        self.weights = weights
+        self.weights = self.asked_weights = weights
         self.device = torch.device(device)
         self.card: dict[str, Any] = {}
         self.adapters = Adapters(unet, text, adapters)
@@ -91,7 +91,7 @@ class Pipeline:
         """
         from ldm.io.adapter_file import read_adapter
 
-        file = read_adapter(path, weights=self.weights)
+        file = read_adapter(path, weights=self.asked_weights)
         name = name or file.path.stem
         parts = file.build(self.unet, self.text)
         self.adapters.attach(parts, name=name, strength=strength, source=str(path))

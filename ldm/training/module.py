@@ -53,6 +53,7 @@ class DiffusionModule(TrainedModule):
         prior: how rows are weighted when some of them are class pictures; None: all alike.
         """
         networks = [unet, *(adapters or {}).values()]
+        networks += [encoders.text.module] if "text" in train else []
         has_dropout = any(
             isinstance(m, nn.Dropout) and m.p > 0 for net in networks for m in net.modules()
         )
@@ -82,8 +83,7 @@ class DiffusionModule(TrainedModule):
             self.unet.requires_grad_(False)
         text = self.encoders.text
         if "text" in train:
-            text.unfreeze()
-            self.text = text.module
+            self.text = text.module  # unfrozen by who built it (app/adapting.py)
         elif "text" in self.adapters:
             text.allow_gradients()
 

@@ -60,6 +60,8 @@ def pack_vae(data: Data, run: Path, out: Path, count: int = 2048) -> Codec:
 def pack_unet(run: Path, out: Path) -> None:
     """The UNet of a run, if it was trained on the very VAE and CLIP that are packed."""
     found = find(run, weights="ema")
+    if found.beside:
+        raise ValueError(f"{run} has trained more than its UNet; merge it first (convert.py)")
     card = {**found.card, "frozen": {"vae": f"frozen/{VAE_FILE}", "text": "clip"}}
     codec = load_codec(card, out, dtype=torch.float32)  # raises when it is another VAE
     text = clip_text(source="tiny")

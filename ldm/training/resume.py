@@ -27,6 +27,7 @@ CONFIG = {
         "training.caption_dropout",
         "training.ema",
         "training.gradient_clip",
+        "training.inpainting",
         "training.vae_loss",
     ),
     "data": ("data",),

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 
+from ldm.training.allocator import keep_freed_memory
 from ldm.training.callbacks.checkpointing import DocumentIO
 from ldm.training.launch import cluster_environment, launcher
 from ldm.training.plan import Plan
@@ -102,6 +103,8 @@ def build_trainer(
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # of Lightning's own
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    if settings.accelerator == "cpu" or not torch.cuda.is_available():
+        keep_freed_memory()
     strategy: str | DDPStrategy = "auto"
     if settings.world_size > 1:
         strategy = DDPStrategy(

@@ -254,7 +254,7 @@ def test_vae_train_decoder_is_the_same_choice(
     ]
     assert names[0] == names[1]
     assert list(job.module.ema.shadows) == names[0]
-    assert job.card["vae"]["train"] == "decoder"
+    assert job.card["vae"]["trained"] == "decoder"
     assert job.card["parent"]["source"] == "tiny"
     cfg["init_from"] = None
     with pytest.raises(ValueError, match="the random encoder would stay as it is"):

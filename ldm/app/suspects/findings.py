@@ -33,7 +33,8 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Finding:
-    """A sample and what it shows. row: in the table; nearest: the best of the other captions.
+    """A sample and what it shows. row: in the table; nearest: the best of the other captions that
+    it was tried with.
 
     copy_of: the key of its copy whose caption fits best, "" where it is that one or has none;
     group: of copies that it is in, -1 for none; loss: with the own caption, mean of all levels.

@@ -11,15 +11,15 @@ from PIL import Image
 from ldm.app.suspects.findings import Finding, Findings
 from ldm.page import Facts, Page, Pictures, Plot, Series, SideBySide, Table, Text
 
-COLUMNS = 6
+COLUMNS = 5
 CURVES = 4  # samples whose losses are drawn
 GROUP = 4  # copies of one picture that are shown
 SECTIONS = {
     "mislabelled": (
         "Captions that do not fit",
-        "The own caption explains these pictures less well, beside no caption and captions of "
-        "other samples, than it does elsewhere in the set. `z`: deviations from the set's middle; "
-        "tried: the best of the other captions that each was tried with, drawn by chance.",
+        "Beside no caption and beside captions of other samples, the own caption explains these "
+        "pictures less well than it does elsewhere in the set. z: deviations from the set's "
+        "middle; rather: the best of the captions of others that the picture was tried with.",
     ),
     "hard": (
         "Hard",
@@ -27,7 +27,7 @@ SECTIONS = {
     ),
     "easy": (
         "Too easy",
-        "Losses far below those of the pictures most like them, copies aside: seen too often, "
+        "Losses far below those of the pictures most like them: seen too often, "
         "learnt by heart, or plainer than they look.",
     ),
 }
@@ -100,7 +100,7 @@ def _mislabelled(page: Page, found: Findings, draw: Draw, shown: int) -> None:
     elements: list[Any] = [Text(meaning), *_gallery(listed, draw)]
     elements += [_curve(found, one) for one in listed[:CURVES]]
     if listed:
-        columns = ["key", "caption", "best of the others", "z", "gain", "advantage", "share"]
+        columns = ["key", "caption", "rather", "z", "gain", "advantage", "share"]
         rows = [
             [
                 *(one.sample.key, one.sample.caption, one.nearest),
@@ -122,7 +122,7 @@ def _copies(page: Page, found: Findings, draw: Draw, shown: int) -> None:
     elements: list[Any] = [
         Text(
             "Pictures whose latents and looks are nearly the same. Groups whose captions differ "
-            "come first: at most one of the captions is the right one."
+            "come first: of captions that say different things at most one is right."
         )
     ]
     for number in order[:shown]:
@@ -156,12 +156,13 @@ def _gallery(listed: Sequence[Finding], draw: Draw) -> list[Any]:
 def _said(one: Finding) -> str:
     caption = " ".join(one.sample.caption.split()) or "(no caption)"
     numbers = f"z: fit {one.fit_z:.1f}, hard {one.hard_z:.1f}".replace("-", "−")
-    return f"{caption}\n{one.sample.key}\ntried: {one.nearest}\n{numbers}"
+    rather = [f"rather: {one.nearest}"] if "mislabelled" in one.kinds else []
+    return "\n".join([caption, *rather, numbers, one.sample.key])
 
 
 def _curve(found: Findings, one: Finding) -> Plot:
     losses = found.table.losses
-    best = one.sample.others.index(one.nearest)
+    best = int(losses.others[one.row].log().mean(1).argmin())
     parts = {
         "own caption": losses.own[one.row],
         "no caption": losses.none[one.row],

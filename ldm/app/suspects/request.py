@@ -17,12 +17,15 @@ Config = dict[str, Any]
 TYPES: dict[str, Any] = {
     **dict.fromkeys(("checkpoint", "weights", "dtype", "device"), str),
     **dict.fromkeys(("samples", "size", "batch_size"), int | None),
-    **dict.fromkeys(("bins", "draws", "others", "shown"), int),
+    **dict.fromkeys(("bins", "draws", "others", "tried", "shown"), int),
     **dict.fromkeys(("z", "near"), float),
     "devices": int | Literal["auto"],
     "out": str | None,
 }
-LEAST = {"samples": 1, "size": 1, "batch_size": 1, "bins": 1, "draws": 1, "others": 1, "shown": 0}
+LEAST = {
+    **dict.fromkeys(("samples", "size", "batch_size", "bins", "draws", "others", "tried"), 1),
+    "shown": 0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class Request:
     bins: int
     draws: int
     others: int
+    tried: int
     weights: str
     size: int | None
     z: float

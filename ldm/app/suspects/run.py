@@ -20,6 +20,7 @@ from ldm.app.recipes import DTYPE_NAMES, EXPECTED
 from ldm.app.suspects.findings import KINDS, Findings, judge, write_findings
 from ldm.app.suspects.ledger import Ledger, Measured, rounded
 from ldm.app.suspects.losses import SEED, Meter
+from ldm.app.suspects.naming import name_suspects
 from ldm.app.suspects.page import write_page
 from ldm.app.suspects.request import Request
 from ldm.app.suspects.samples import Samples, open_samples
@@ -73,8 +74,15 @@ def _find(request: Request, processes: Processes) -> None:
     if first and len(missing) < len(samples.numbers):
         done = len(samples.numbers) - len(missing)
         log.info("%s: %d of %d samples are measured", out, done, len(samples.numbers))
-    together(processes, lambda: _measure(request, pipe, samples, missing, ledger, processes))
-    together(processes, lambda: _finish(request, pipe, samples, protocol, out) if first else None)
+    side = samples.pictures.size_px
+    meter = Meter(
+        pipe,
+        bins=request.bins,
+        draws=request.draws,
+        batch_size=batch_size_of(pipe, (side, side), request.batch_size),
+    )
+    together(processes, lambda: _measure(request, meter, samples, missing, ledger, processes))
+    together(processes, lambda: _finish(request, meter, samples, protocol, out) if first else None)
 
 
 def _protocol(request: Request, pipe: Pipeline, samples: Samples) -> dict[str, Any]:
@@ -98,7 +106,7 @@ def _protocol(request: Request, pipe: Pipeline, samples: Samples) -> dict[str, A
 
 def _measure(
     request: Request,
-    pipe: Pipeline,
+    meter: Meter,
     samples: Samples,
     missing: Sequence[int],
     ledger: Ledger,
@@ -108,9 +116,6 @@ def _measure(
     mine = processes.share(missing)
     if not mine:
         return
-    side = samples.pictures.size_px
-    batch_size = batch_size_of(pipe, (side, side), request.batch_size)
-    meter = Meter(pipe, bins=request.bins, draws=request.draws, batch_size=batch_size)
     with Progress(console=Console(stderr=True), disable=processes.rank != 0) as bar:
         task = bar.add_task("measuring samples", total=len(mine))
         for number in mine:
@@ -141,10 +146,23 @@ def _measured(meter: Meter, samples: Samples, number: int, others: int) -> Measu
 
 
 def _finish(
-    request: Request, pipe: Pipeline, samples: Samples, protocol: Mapping[str, Any], out: Path
+    request: Request, meter: Meter, samples: Samples, protocol: Mapping[str, Any], out: Path
 ) -> None:
     table = Ledger(out).table(samples.numbers)
-    found = judge(table, bins=request.bins, z=request.z, near=request.near, device=str(pipe.device))
+    device = str(meter.pipe.device)
+    found = judge(table, bins=request.bins, z=request.z, near=request.near, device=device)
+    count = min(request.shown, len(found.of("mislabelled")))
+    with Progress(console=Console(stderr=True), disable=not count) as bar:
+        task = bar.add_task("naming suspects", total=count)
+        found = name_suspects(
+            found,
+            meter,
+            samples,
+            out,
+            tried=request.tried,
+            most=request.shown,
+            advance=lambda: bar.advance(task),
+        )
     write_findings(out, found)
     facts = {
         "checkpoint": request.checkpoint,

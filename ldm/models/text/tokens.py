@@ -48,10 +48,12 @@ class CaptionTokens:
         """
         if token in self._learnt:
             raise ValueError(f"the token {token!r} is learnt already; learnt: {self.learnt}")
-        if token in self.tokenizer.get_vocab() or f"{token}</w>" in self.tokenizer.get_vocab():
+        if not token or any(letter.isspace() for letter in token):
+            raise ValueError(f"the token {token!r} is empty or has blanks; rename it in its file")
+        if len(self.tokenizer(token, add_special_tokens=False, verbose=False)["input_ids"]) == 1:
             raise ValueError(
                 f"the token {token!r} exists already in the vocabulary; give another word, as "
-                f"<{token.strip('<>')}-1>"
+                f"<{token.strip('<>')}-1> (a file without one is called by its name)"
             )
         self._learnt[token] = ids
 
