@@ -54,6 +54,8 @@ TWO_STEPS = (
     "training.optim.lr=0.001",
     "training.ema.half_life=4",
     "training.trainer.devices=1",
+    "training.prior.count=4",
+    "training.prior.steps=2",
 )
 
 
@@ -114,7 +116,8 @@ def made_small(name: str, tmp_path: Path, base: Path | None = None) -> list[str]
 def is_tuned(name: str) -> bool:
     """Whether an experiment leaves the UNet as it is, so that there must be one."""
     cfg = compose(f"experiment={name}")
-    return not cfg["adapters"]["_target_"].endswith("NoAdapters")
+    adapters = not cfg["adapters"]["_target_"].endswith("NoAdapters")
+    return adapters or cfg["training"]["prior"]["prompts"] is not None
 
 
 def bert_vocabulary(folder: Path) -> Path:

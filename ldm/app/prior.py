@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 Config = dict[str, Any]
 NODE = "training.prior"
 KIND = "prior"  # what index.json says of class pictures that were drawn here
-PER_SHARD = 16  # what an interruption of drawing costs at most
+AT_ONCE = 16  # pictures drawn together
+PER_SHARD = 8  # finished pictures that an interruption costs: those of the shard that is open
 DEFAULTS = {"filter": {}, "caption_key": None, "templates": [], "overfit_samples": 0}
 
 
@@ -45,10 +46,9 @@ class ClassPictures:
         return self.count
 
     def items(self, start: int = 0) -> Iterator[Sample | LeftOut]:
-        """Draws a shard's worth at once."""
         pipe = self.load()
-        for first in range(start, self.count, PER_SHARD):
-            numbers = range(first, min(first + PER_SHARD, self.count))
+        for first in range(start, self.count, AT_ONCE):
+            numbers = range(first, min(first + AT_ONCE, self.count))
             prompts = [self.prompts[i % len(self.prompts)] for i in numbers]
             images = pipe.txt2img(
                 prompts,
@@ -109,7 +109,7 @@ def draw_class_pictures(cfg: Config) -> None:
         return
     from ldm.data.make.writer import ShardWriter
 
-    settings, folder = build(cfg["training"]["prior"]), _folder(cfg)
+    settings, folder = build(cfg["training"]["prior"]), class_folder(cfg)
     source = ClassPictures(
         lambda: _pipeline(cfg),
         read_prompts(settings.prompts),
@@ -144,7 +144,7 @@ def open_training_data(cfg: Config) -> Any:
     config = build(cfg["data"])
     if _node(cfg) is None:
         return open_data(config, **options)
-    settings, folder = build(cfg["training"]["prior"]), _folder(cfg)
+    settings, folder = build(cfg["training"]["prior"]), class_folder(cfg)
     if not any(folder.glob("*.tar")):
         raise FileNotFoundError(f"{NODE}.folder={folder} holds no class pictures yet; train first")
     data = in_short_runs(open_data(with_prior(config, str(folder), settings.share), **options))
@@ -190,7 +190,8 @@ def _node(cfg: Config) -> Config | None:
     return node if isinstance(node, dict) and node.get("prompts") is not None else None
 
 
-def _folder(cfg: Config) -> Path:
+def class_folder(cfg: Config) -> Path:
+    """Where the class pictures are, or will be drawn."""
     given = cfg["training"]["prior"]["folder"]
     return Path(cfg["run_dir"]) / "prior" if given is None else Path(given).expanduser()
 

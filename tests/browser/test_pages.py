@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageStat
 
 import ldm
+from ldm import app
 from ldm.evaluation.page import write_report
 from ldm.page import Cell, Page, Pictures, Plot, Series, Table, Text
 
@@ -84,6 +85,36 @@ def test_a_report_opens_whole_and_asks_for_nothing(reading: Any, report: Path) -
     assert reading.complaints == []
     asked = [address for address in reading.requests if not address.startswith("data:")]
     assert asked == [report.resolve().as_uri()]
+
+
+def test_the_report_of_a_training_run_opens_whole(
+    chromium: Any, finished_run: Path, composed: Callable[..., Any], tmp_path: Path
+) -> None:
+    """What `make quickstart` leaves: a run beside the packed-in model, evaluated and opened."""
+    line = [f"checkpoint={finished_run}", "compare=tiny", f"out={tmp_path / 'report'}"]
+    line += ["samples=6", "steps=2", "evaluation.loss_images=4", "strips=1", "device=cpu"]
+    line += [f"cache_dir={tmp_path / 'cache'}"]
+    assert app.evaluate(composed(*line, config="evaluate")) == 0
+    page = tmp_path / "report" / "index.html"
+    chromium.look(**WIDE)
+    chromium.open(page)
+    widths = decoded(chromium)
+    assert len(widths) >= 12
+    assert all(width > 0 for width in widths)
+    assert chromium.complaints == []
+    asked = [address for address in chromium.requests if not address.startswith("data:")]
+    assert asked == [page.resolve().as_uri()]
+    links = chromium.evaluate("[...document.querySelectorAll('nav a')].map(a => a.hash)")
+    missing = [f"!document.querySelector('{link}')" for link in links]
+    assert chromium.evaluate(f"[{', '.join(missing)}].every(absent => !absent)")
+    order = "[...document.querySelectorAll('#numbers tbody tr')].map(r => r.cells[0].textContent)"
+    before = chromium.evaluate(order)
+    chromium.evaluate("document.querySelector('#numbers th button').click()")
+    once = chromium.evaluate(order)
+    chromium.evaluate("document.querySelector('#numbers th button').click()")
+    twice = chromium.evaluate(order)
+    assert sorted(before) == sorted(once) == sorted(twice)
+    assert once == twice[::-1] != twice
 
 
 def test_every_link_leads_to_its_section(reading: Any) -> None:

@@ -16,6 +16,7 @@ from ldm.app.beginning import Beginning, beginning_problems
 from ldm.app.doctor.findings import Chapter
 from ldm.app.doctor.settings import DoctorSettings
 from ldm.app.job import Job, build_job
+from ldm.app.prior import class_folder
 from ldm.parts import build, check_train, reason
 
 Config = dict[str, Any]
@@ -67,8 +68,14 @@ def elsewhere(cfg: Config, settings: DoctorSettings) -> Config:
 
 
 def for_here(cfg: Config) -> Config:
-    """The same run in one process without an average, which takes memory and says nothing."""
+    """The same run in one process without an average, which takes memory and says nothing.
+
+    Class pictures that the run will draw at its start are left out while there are none.
+    """
     cfg = deepcopy(cfg)
+    prior = cfg["training"].get("prior") or {}
+    if prior.get("prompts") is not None and not list(class_folder(cfg).glob("*.tar")):
+        prior["prompts"] = None
     _trainer(cfg).update(accelerator="auto", devices=1, num_nodes=1)
     cfg["training"]["micro_batch"] = None
     cfg["training"]["ema"]["half_life"] = None
