@@ -39,9 +39,11 @@ check: install  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict ldm/diffusion ldm/sampling
 
-bench: install  ## our training step and sampling beside diffusers'
+bench: install  ## training step, sampling, LoRA and loader beside their peers
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/sample.py
+	$(BIN)/python benchmarks/lora.py
+	$(BIN)/python benchmarks/data.py
 
 clean:  ## removes caches, not runs or data
 	rm -rf .pytest_cache .ruff_cache .mypy_cache

@@ -102,7 +102,7 @@ def test_four_channels_become_nine(
     places: dict[str, Path], tiny_cfg: Callable[..., Config], tmp_path: Path
 ) -> None:
     """By name only; the new channels begin at zero, so nothing they are fed matters."""
-    line = (f"init_from={places['run']}", "models.unet.in_channels=9")
+    line = (f"init_from={places['run']}", "models.unet.in_channels=9", "+training/inpainting=masks")
     with pytest.raises(ValueError, match=r"conv_in\.weight: file \(16, 4.*model \(16, 9"):
         build_job(tiny_cfg(tmp_path, *line))
     unet = build_job(tiny_cfg(tmp_path, *line, "widen=[conv_in]")).module.unet.eval()

@@ -161,4 +161,4 @@ def test_other_groups_of_rates_are_refused(tiny_run: Callable[..., Path], tmp_pa
     run_dir = tiny_run(tmp_path / "run", "training.max_samples=16")
     lines = ("training.max_samples=32", "resume=auto", "allow=[lr]")
     with pytest.raises(ValueError, match=r"groups of \[.*has changed; put it back"):
-        tiny_run(run_dir, *lines, 'training.optim.groups={"unet.conv_in.*":{lr:0.5}}')
+        tiny_run(run_dir, *lines, "training.optim.groups={unet.conv_in.*:{lr:0.5}}")
