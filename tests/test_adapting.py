@@ -464,6 +464,10 @@ def test_layers_behind_clip_skip_are_not_trained(
     shapes = document(tuned(tmp_path / "run", "text", *lines))["ema"]["shadows"]
     layers = {int(name.split("layers.")[1].split(".")[0]) for name in shapes if "layers." in name}
     assert layers == {0, 1, 2}  # of four
+    shapes = document(tuned(tmp_path / "lora", "lora with text", *lines))["ema"]["shadows"]
+    paths = [name for name in shapes if name.startswith("adapters.text")]
+    layers = {int(path.split("encoder.layers.")[1].split(".")[0]) for path in paths}
+    assert layers == {0, 1, 2}
 
 
 def test_files_that_are_no_adapters_say_what_they_are(base: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class Trained:
 def make_trained(cfg: Config, unet: Any, text: Any) -> Trained:
     """Builds the adapters and attaches them. Raises ValueError where they do not fit."""
     from ldm.adapters.attach import attach
+    from ldm.adapters.token import NewToken
     from ldm.io.adapted import introduce
 
     network = text.module if any(True for _ in text.module.parameters()) else None
@@ -50,7 +51,11 @@ def make_trained(cfg: Config, unet: Any, text: Any) -> Trained:
         attach({"unet": unet, "text": network}[part], adapter)
     if "text" in own:
         text.unfreeze()
-        leave_out_unused(text)
+        leave_out_unused(text, text.module)
+    elif "text" in adapters:
+        text.allow_gradients()
+        if not isinstance(adapters["text"], NewToken):  # "" does not have the word
+            leave_out_unused(text, adapters["text"])
     return Trained(adapters, tuple(own))
 
 
@@ -78,17 +83,14 @@ def check_words(data: Any, trained: Trained, count: int = 256) -> None:
         )
 
 
-def leave_out_unused(text: Any) -> None:
-    """No gradients for what does not reach the context: layers behind clip_skip, poolers.
-
-    DDP with accumulation would wait for them.
+def leave_out_unused(text: Any, trained: Any) -> None:
+    """No gradients for what of `trained` does not reach the context: layers behind clip_skip,
+    poolers. DDP with accumulation would wait for them.
     """
     import torch
 
-    if not text.gradients:
-        return
     context = text.encode([""]).context
-    wanted = [p for p in text.module.parameters() if p.requires_grad]
+    wanted = [p for p in trained.parameters() if p.requires_grad]
     if not wanted or context is None:
         return
     with torch.enable_grad():

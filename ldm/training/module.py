@@ -81,11 +81,8 @@ class DiffusionModule(TrainedModule):
         """Gradients for what is trained alone; a text encoder that is becomes a submodule."""
         if "unet" not in train:
             self.unet.requires_grad_(False)
-        text = self.encoders.text
-        if "text" in train:
-            self.text = text.module  # unfrozen by who built it (app/adapting.py)
-        elif "text" in self.adapters:
-            text.allow_gradients()
+        if "text" in train:  # its gradients are allowed by who built it (app/adapting.py)
+            self.text = self.encoders.text.module
 
     @property
     def validation_names(self) -> tuple[str, ...]:
