@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from ldm import gallery
 from ldm.app.recipes import EXPECTED, OPTIONS, asked_batch, load_recipes
-from ldm.cli import ConfigError
+from ldm.app.together import together
 from ldm.gallery import Place, Wish
 from ldm.images import fitted, read_mask, read_picture
 from ldm.parts import raise_all
@@ -23,7 +23,6 @@ from ldm.training.run_folder import provenance
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
-T = TypeVar("T")
 WATCHED = 8  # steps in a strip
 STRIP, MOVING = "steps.png", "steps.webp"  # beside a picture, with steps_grid
 AT_ONCE = 8  # batches whose images are in memory
@@ -36,9 +35,9 @@ def draw_wishes(cfg: Config, wishes: list[Wish], processes: Processes) -> None:
     process does not stop the others; all of them raise it in the end.
     """
     out = Path(cfg["out"])
-    pipe, recipes = _together(processes, lambda: load_recipes(cfg, wishes, processes.device))
+    pipe, recipes = together(processes, lambda: load_recipes(cfg, wishes, processes.device))
     endings = (STRIP, MOVING) if cfg["steps_grid"] else ()
-    planned = _together(  # by the first, before anyone writes
+    planned = together(  # by the first, before anyone writes
         processes,
         lambda: (
             gallery.plan(out, recipes, overwrite=cfg["overwrite"], endings=endings)
@@ -56,19 +55,6 @@ def draw_wishes(cfg: Config, wishes: list[Wish], processes: Processes) -> None:
     if processes.rank == 0:
         _finish(out, places)
     raise_all(problems[:1])
-
-
-def _together(processes: Processes, work: Callable[[], T]) -> T:
-    """The result of `work`; when it fails in one process, all raise what is wrong there."""
-    result, problem = None, None
-    try:
-        result = work()
-    except EXPECTED as error:
-        problem = str(error)
-    for text in processes.gather(problem):
-        if text:
-            raise ConfigError(text)
-    return result  # type: ignore[return-value]
 
 
 def _draw(cfg: Config, pipe: Pipeline, places: list[Place], processes: Processes) -> None:

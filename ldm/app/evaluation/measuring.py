@@ -16,7 +16,7 @@ from ldm.app.evaluation.planning import LOSS, Plan
 from ldm.app.evaluation.request import Settings
 from ldm.app.evaluation.seeing import see_pictures
 from ldm.app.evaluation.subjects import Subject
-from ldm.app.evaluation.together import together
+from ldm.app.together import together
 from ldm.evaluation.metrics import Measured, Measurement, Pictures, measure
 from ldm.evaluation.paired import LossTable
 from ldm.evaluation.ranks import gathered

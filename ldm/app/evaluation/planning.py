@@ -14,8 +14,8 @@ from ldm.app.evaluation.losses import Sample, quantity_of
 from ldm.app.evaluation.request import Request
 from ldm.app.evaluation.seeing import Eyes, open_eyes, see_truth
 from ldm.app.evaluation.subjects import Subject, find_subjects, size_of
-from ldm.app.evaluation.together import together
 from ldm.app.evaluation.truths import truth_of
+from ldm.app.together import together
 from ldm.data.shapes import Task
 from ldm.diffusion.prediction import Prediction, prediction_from_spec
 from ldm.evaluation.bootstrap import DRAWS

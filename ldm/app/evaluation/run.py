@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,17 @@ from ldm.app.evaluation.measuring import measure_subject
 from ldm.app.evaluation.planning import Plan, make_plan
 from ldm.app.evaluation.request import Request
 from ldm.app.evaluation.results import document
-from ldm.app.evaluation.together import together
-from ldm.app.recipes import EXPECTED
-from ldm.cli import ConfigError
+from ldm.app.together import on_all, together
 from ldm.evaluation import report
 from ldm.pipeline import Pipeline
-from ldm.training.launch import Devices, Processes, launch
+from ldm.training.launch import Devices, Processes
 
 log = logging.getLogger(__name__)
 
 
 def run(request: Request, *, devices: Devices, device: str) -> int:
     """Gives the exit code. Raises ConfigError in the first process, for all."""
-    try:
-        with launch(devices, device) as processes:
-            try:
-                _evaluate(request, processes)
-            except ConfigError:
-                if processes.rank == 0:
-                    raise
-    except EXPECTED as error:
-        raise ConfigError(str(error)) from error
-    return 0
+    return on_all(partial(_evaluate, request), devices=devices, device=device)
 
 
 def _evaluate(request: Request, processes: Processes) -> None:

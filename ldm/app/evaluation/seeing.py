@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.app.evaluation.together import together
+from ldm.app.together import together
 from ldm.data.cache import default_cache_dir
 from ldm.data.shapes import Task
 from ldm.evaluation import reference_stats

@@ -12,7 +12,7 @@ from ldm.app.evaluation.comparing import LEVEL, SEED
 from ldm.app.evaluation.drawing import Prompt
 from ldm.app.evaluation.planning import prompts_of
 from ldm.app.evaluation.seeing import Eyes, open_eyes, see_pictures, see_truth
-from ldm.app.evaluation.together import together
+from ldm.app.together import together
 from ldm.cli import ConfigError
 from ldm.data.shapes import Task
 from ldm.evaluation.metrics import BETTER, Pictures, measure, size_problems

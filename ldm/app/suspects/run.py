@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from rich.table import Table as RichTable
 from ldm import pipeline
 from ldm.app.evaluation.drawing import batch_size_of
 from ldm.app.evaluation.folder import open_folder
-from ldm.app.evaluation.together import together
-from ldm.app.recipes import DTYPE_NAMES, EXPECTED
+from ldm.app.recipes import DTYPE_NAMES
 from ldm.app.suspects.findings import KINDS, Findings, judge, write_findings
 from ldm.app.suspects.ledger import Ledger, Measured, rounded
 from ldm.app.suspects.losses import SEED, Meter
@@ -24,11 +24,11 @@ from ldm.app.suspects.naming import name_suspects
 from ldm.app.suspects.page import write_page
 from ldm.app.suspects.request import Request
 from ldm.app.suspects.samples import Samples, open_samples
-from ldm.cli import ConfigError
+from ldm.app.together import on_all, together
 from ldm.data.alike import look
 from ldm.evaluation.reference_stats import shards_hash
 from ldm.pipeline import Pipeline
-from ldm.training.launch import Devices, Processes, launch
+from ldm.training.launch import Devices, Processes
 
 log = logging.getLogger(__name__)
 PAGE = "suspects.html"
@@ -36,16 +36,7 @@ PAGE = "suspects.html"
 
 def run(request: Request, *, devices: Devices, device: str) -> int:
     """Gives the exit code. Raises ConfigError in the first process, for all."""
-    try:
-        with launch(devices, device) as processes:
-            try:
-                _find(request, processes)
-            except ConfigError:
-                if processes.rank == 0:
-                    raise
-    except EXPECTED as error:
-        raise ConfigError(str(error)) from error
-    return 0
+    return on_all(partial(_find, request), devices=devices, device=device)
 
 
 def _find(request: Request, processes: Processes) -> None:

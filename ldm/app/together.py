@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from ldm.app.recipes import EXPECTED
 from ldm.cli import ConfigError
-from ldm.training.launch import Processes
+from ldm.training.launch import Devices, Processes, launch
 
 T = TypeVar("T")
 
@@ -24,3 +24,18 @@ def together(processes: Processes, work: Callable[[], T]) -> T:
         if text:
             raise ConfigError(text)
     return result  # type: ignore[return-value]
+
+
+def on_all(work: Callable[[Processes], None], *, devices: Devices, device: str) -> int:
+    """Runs `work` on all processes and gives the exit code. Raises ConfigError in the first
+    process, for all."""
+    try:
+        with launch(devices, device) as processes:
+            try:
+                work(processes)
+            except ConfigError:
+                if processes.rank == 0:
+                    raise
+    except EXPECTED as error:
+        raise ConfigError(str(error)) from error
+    return 0
