@@ -277,7 +277,8 @@ class _Files:
             self._open.move_to_end(key)
             _check_unchanged(index, shard, self._open[key])
             return self._open[key]
-        self._close_deleted()
+        if is_remote(index.shards[shard]):
+            self._close_deleted()
         handle = _opened(index, shard)
         self._open[key] = handle
         if len(self._open) > self._limit:

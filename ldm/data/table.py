@@ -1,25 +1,25 @@
 """Where in one shard is every sample?
 
-The table of a shard is made once by a header walk, kept as a `.index` file (an uncompressed npz)
+The table of a shard is made once by a header walk, kept as a `.index` file (safetensors)
 beside the shard, or in a cache folder where the shard's folder is read only.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
 import tempfile
-import zipfile
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
 
 from ldm.data import tarwalk
 from ldm.data.picture_size import LATENT_SIZE, PICTURE_SIZE, latent_size, picture_size
@@ -27,7 +27,8 @@ from ldm.data.picture_size import LATENT_SIZE, PICTURE_SIZE, latent_size, pictur
 log = logging.getLogger(__name__)
 
 Stamp = tuple[int, int]  # size in bytes, modification time in ns
-_FORMAT = 1
+_FORMAT = 2
+_HELD_BYTES = 128 << 20  # of tables, in every process that reads samples
 _ARRAYS = ("first", "ext", "offset", "length", "key_end", "keys", "columns_json")
 
 
@@ -56,6 +57,11 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.first) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        return sum(getattr(self, name).nbytes for name in _ARRAYS)
 
     def key(self, n: int) -> str:
         """The key of sample n."""
@@ -145,8 +151,7 @@ def load(path: Path, stamp: Stamp | None) -> Table:
     Read, not memory-mapped: another node may replace the file, and a map over NFS then ends in a
     bus error.
     """
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    arrays = safetensors.load(path.read_bytes())
     meta = json.loads(arrays["meta"].tobytes())
     table = Table(
         stamp=(int(meta["size"]), int(meta["mtime_ns"])),
@@ -160,7 +165,28 @@ def load(path: Path, stamp: Stamp | None) -> Table:
     return table
 
 
-loaded = lru_cache(maxsize=512)(load)  # about 0.7 MB each for 10,000 samples
+class _Loaded:
+    """The tables read of late, as many as fit `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._tables: OrderedDict[tuple[Path, Stamp], Table] = OrderedDict()
+
+    def __call__(self, path: Path, stamp: Stamp) -> Table:
+        """The table of this version of a shard, from memory where it still is."""
+        table = self._tables.get((path, stamp))
+        if table is not None:
+            self._tables.move_to_end((path, stamp))
+            return table
+        table = load(path, stamp)
+        self._tables[path, stamp] = table
+        self._left -= table.nbytes
+        while self._left < 0 and len(self._tables) > 1:
+            self._left += self._tables.popitem(last=False)[1].nbytes
+        return table
+
+
+loaded = _Loaded(_HELD_BYTES)
 
 
 def _load_valid(path: Path, stamp: Stamp | None) -> Table | None:
@@ -169,7 +195,7 @@ def _load_valid(path: Path, stamp: Stamp | None) -> Table | None:
         return None
     try:
         return load(path, stamp)
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         log.info("%s is made again: %s", path, error)
         return None
 
@@ -236,10 +262,9 @@ def save(table: Table, path: Path) -> None:
         "exts": table.exts,
         "fields": table.fields,
     }
-    buffer = io.BytesIO()
-    np.savez(buffer, meta=_as_bytes(meta), **{name: getattr(table, name) for name in _ARRAYS})
+    arrays = {name: getattr(table, name) for name in _ARRAYS}
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace_file(path, buffer.getvalue())
+    _replace_file(path, safetensors.save({"meta": _as_bytes(meta), **arrays}))
 
 
 def _replace_file(path: Path, data: bytes) -> None:

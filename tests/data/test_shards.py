@@ -350,3 +350,25 @@ def test_real_shards() -> None:
     index = build_index(shards, cache=ShardCache(folder=Path(os.environ["XDG_CACHE_HOME"])))
     assert index.sizes == (1000,) * 6 + (204,)
     assert read(index, 0, 0)["txt"].decode().endswith("style")
+
+
+def test_as_many_tables_stay_in_memory_as_fit(
+    three_shards: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = build_index(three_shards)
+    sizes = [tables.load(path, None).nbytes for path in index.tables]
+    loads: list[Path] = []
+
+    def counted(path: Path, stamp: tables.Stamp | None) -> tables.Table:
+        loads.append(path)
+        return load(path, stamp)
+
+    load = tables.load
+    monkeypatch.setattr(tables, "load", counted)
+    held = tables._Loaded(sizes[1] + sizes[2])
+    for shard in (0, 1, 2, 2, 1, 0, 0):
+        table = held(index.tables[shard], index.stamps[shard])
+        assert len(table) == index.sizes[shard]
+    assert loads == [index.tables[shard] for shard in (0, 1, 2, 0)]
+    none = tables._Loaded(0)  # the one that is asked for is always there
+    assert none(index.tables[0], index.stamps[0]) is none(index.tables[0], index.stamps[0])
