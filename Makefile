@@ -6,6 +6,7 @@ RUN ?= runs/quickstart
 # what the quickstart's sampling and scoring add on the command line, for a short trial of it
 TRAIN_ARGS ?=
 SCORE_ARGS ?=
+BENCH ?=
 
 .PHONY: help install quickstart test test-all faults check bench clean
 
@@ -39,11 +40,8 @@ check: install  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict ldm/diffusion ldm/sampling
 
-bench: install  ## training step, sampling, LoRA and loader beside their peers
-	$(BIN)/python benchmarks/train_step.py
-	$(BIN)/python benchmarks/sample.py
-	$(BIN)/python benchmarks/lora.py
-	$(BIN)/python benchmarks/data.py
+bench: install  ## everything beside its peers, as ratios (BENCH="train_step --quick"; docs/performance.md)
+	$(BIN)/python benchmarks/run.py $(BENCH)
 
 clean:  ## removes caches, not runs or data
 	rm -rf .pytest_cache .ruff_cache .mypy_cache

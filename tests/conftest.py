@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
@@ -269,3 +271,22 @@ def _differences(one: Any, other: Any, path: str = "") -> list[str]:
         pairs = enumerate(zip(one, other, strict=True))
         return [d for i, (a, b) in pairs for d in _differences(a, b, f"{path}[{i}]")]
     return [] if one == other else [f"{path}: {one!r} is not {other!r}"]
+
+
+# -- a disk with little room ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """The kernel lets no file grow beyond so many bytes; what fits is written, as on a disk."""
+
+    @contextmanager
+    def limited(limit_bytes: int) -> Iterator[None]:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return limited

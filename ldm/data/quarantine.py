@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -25,7 +27,8 @@ class Quarantine:
     """Counts, logs and writes down (shard, key, reason); nothing is ever deleted.
 
     path: a `quarantine.jsonl`, one line per sample however often it is met, also over restarts;
-    None writes nothing. max_ratio: of the samples seen.
+    None writes nothing. A disk that takes no line is no reason to stop: a warning says so once, and
+    the lines are written as soon as there is room. max_ratio: of the samples seen.
     """
 
     def __init__(self, path: Path | None = None, *, max_ratio: float = 0.01) -> None:
@@ -36,6 +39,8 @@ class Quarantine:
         self.count = 0  # meetings since this process started
         self.reasons: Counter[str] = Counter()
         self._known = _read(path)
+        self._waiting: list[Skipped] = []
+        self._failing = False
 
     def add(self, skipped: Iterable[Skipped]) -> int:
         """Take up the skipped samples of a batch; gives how many there were."""
@@ -47,14 +52,13 @@ class Quarantine:
 
     def list(self, skipped: Iterable[Skipped]) -> None:
         """Write down samples without counting them: those that the index leaves out already."""
-        fresh = []
         for bad in skipped:
             if (bad.shard, bad.key) not in self._known:
                 self._known.add((bad.shard, bad.key))
-                fresh.append(bad)
+                self._waiting.append(bad)
                 log.warning("sample left out: %s %s: %s", bad.shard, bad.key, bad.reason)
-        if fresh and self.path is not None:
-            _append(self.path, fresh)
+        if self._waiting and self.path is not None:
+            self._write(self.path)
 
     def check(self, samples: int) -> None:
         """Stop the run when more than max_ratio of the `samples` read by this process were bad."""
@@ -68,19 +72,38 @@ class Quarantine:
             "or raise data.max_bad_ratio"
         )
 
+    def _write(self, path: Path) -> None:
+        """The lines that wait, now or at the next batch."""
+        try:
+            _append(path, self._waiting)
+        except OSError as error:
+            if not self._failing:
+                log.warning("%s: %s; lines are kept in memory until there is room", path, error)
+            self._failing = True
+            return
+        if self._failing:
+            log.info("%s is complete again: %d lines had waited", path, len(self._waiting))
+        self._failing, self._waiting = False, []
+
 
 def _append(path: Path, fresh: Iterable[Skipped]) -> None:
-    """Add those samples that no other rank has written meanwhile."""
+    """Add those samples that no other rank has written meanwhile; all of them, or OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with path.open("a+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
         file.seek(0)
-        written = file.read()
+        written = file.readall()
         known = _listed(written)
         lines = [json.dumps(asdict(b)) for b in fresh if (b.shard, b.key) not in known]
         if written and not written.endswith(b"\n"):  # cut short by a crash: do not write on in it
             lines = ["", *lines]
-        file.write("".join(f"{line}\n" for line in lines).encode())
+        data = "".join(f"{line}\n" for line in lines).encode()
+        try:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(len(written))
+            raise
 
 
 def _read(path: Path | None) -> set[tuple[str, str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,27 @@ def test_ranks_that_write_one_file_list_a_sample_once(tmp_path: Path) -> None:
     keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
     assert keys == ["k0", "k1", "k2", "k3", "k4"]
     assert [quarantine.count for quarantine in ranks] == [3, 3]
+
+
+def test_lines_wait_for_room(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    full_disk: Callable[[int], AbstractContextManager[None]],
+) -> None:
+    path = tmp_path / "quarantine.jsonl"
+    quarantine = Quarantine(path)
+    quarantine.add(BAD[:2])
+    before = path.read_bytes()
+    with full_disk(len(before) + 5):
+        assert quarantine.add(BAD[2:4]) == 2
+        quarantine.add(BAD[4:5])
+        assert path.read_bytes() == before  # not even the 5 bytes that fit
+    assert caplog.text.count("kept in memory until there is room") == 1
+    quarantine.add([])  # the next batch, with nothing wrong
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == [
+        f"k{n}" for n in range(5)
+    ]
+    assert quarantine.count == 5
 
 
 def test_nothing_bad_writes_nothing(tmp_path: Path) -> None:

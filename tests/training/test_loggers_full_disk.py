@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,7 @@ import pytest
 from ldm.training.loggers import ResumableCSVLogger
 
 Rows = Callable[[Path], list[dict[str, float]]]
-
-
-@contextmanager
-def full_disk(limit_bytes: int) -> Iterator[None]:
-    """The kernel lets no file grow beyond so many bytes; what fits is written, as on a disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+FullDisk = Callable[[int], AbstractContextManager[None]]
 
 
 def row(n: int, **more: float) -> dict[str, float]:
@@ -31,7 +20,7 @@ def row(n: int, **more: float) -> dict[str, float]:
 
 
 def test_rows_wait_for_room(
-    tmp_path: Path, metrics: Rows, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, metrics: Rows, caplog: pytest.LogCaptureFixture, full_disk: FullDisk
 ) -> None:
     """Three rows meet a full disk, the second with a new column; the fourth finds room."""
     caplog.set_level(logging.INFO)
@@ -54,7 +43,7 @@ def test_rows_wait_for_room(
 
 
 def test_a_disk_that_is_full_from_the_first_row_on(
-    tmp_path: Path, metrics: Rows, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, metrics: Rows, caplog: pytest.LogCaptureFixture, full_disk: FullDisk
 ) -> None:
     """A resumed run must not lose the rows of the first half either."""
     first = ResumableCSVLogger(tmp_path, resume_from=0)

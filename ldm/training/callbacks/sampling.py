@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,9 +131,15 @@ class SampleGrid(Callback):
 
     def _write(self, pictures: Tensor, module: DiffusionModule) -> None:
         images = to_pil(from_uint8(pictures))
-        name = f"s{module.samples_seen:09d}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        grid(images, self.prompts, columns=self.columns).save(self.folder / f"{name}.png")
-        log.info("samples (%s weights): %s", self.weights, self.folder / f"{name}.png")
+        path = self.folder / f"s{module.samples_seen:09d}.png"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            grid(images, self.prompts, columns=self.columns).save(path)
+        except OSError as error:  # a picture is no reason to stop
+            log.warning("%s: %s; the run goes on without this grid", path, error)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)  # half a picture
+        else:
+            log.info("samples (%s weights): %s", self.weights, path)
         if self._sink is not None:
             self._sink(f"samples/{self.weights}", images, self.prompts, module.samples_seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -192,6 +193,24 @@ def test_the_grid_is_written_with_its_columns_and_given_to_the_loggers(
     key, images, captions, samples = given[0]
     assert (key, captions, samples) == ("samples/ema", ["10", "20", "30"], 640)
     assert [image.getpixel((0, 0)) for image in images] == [(10, 0, 0), (20, 1, 0), (30, 2, 0)]
+
+
+def test_a_full_disk_costs_the_grid_not_the_run(
+    trained: Trained,
+    ranks: Callable[..., Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    full_disk: Callable[[int], AbstractContextManager[None]],
+) -> None:
+    given: list[Any] = []
+    settings = SampleSettings(prompts=["10", "20"])
+    grid = SampleGrid(Numbers(), tmp_path, settings, sink=lambda *args: given.append(args))  # type: ignore[arg-type]
+    with full_disk(100):
+        pictures = grid.run(ranks(1).trainer(), trained[0])
+    assert len(pictures) == 2
+    assert list(tmp_path.iterdir()) == []  # no half picture
+    assert "the run goes on without this grid" in caplog.text
+    assert len(given) == 1  # the loggers have it
 
 
 def test_only_the_first_rank_writes(
