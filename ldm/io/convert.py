@@ -96,6 +96,11 @@ def convert(conversion: Conversion) -> Parts:
             raise ValueError("with_ema=true keeps two networks; adapters are merged into one")
         source = merged(source, conversion.adapters, weights=conversion.weights)
     parts = parts_of(source, DTYPES.get(conversion.dtype or ""))
+    if conversion.format != "native" and parts.codec.problems():
+        raise ValueError(
+            f"format={conversion.format} holds the autoencoder too, and that of "
+            f"{conversion.input} is not here (models/vae=foreign); format=native does without"
+        )
     log.info("%s is a %s model, %s weights", conversion.input, source.form, parts.weights)
     target = conversion.output
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -221,8 +226,9 @@ def _forward(one: Model, other: Model) -> dict[str, float]:
             differences["text"].append(cond.context)
         t = torch.tensor([500.0])
         differences["unet"].append(model.unet(x, t, cond.context, cond.mask))
-        model.codec.vae.to(torch.float32)
-        differences["vae"].append(model.codec.decode(z))
+        if not model.codec.problems():
+            model.codec.vae.to(torch.float32)
+            differences["vae"].append(model.codec.decode(z))
     return {
         part: float((pair[0] - pair[1]).abs().max()) for part, pair in differences.items() if pair
     }

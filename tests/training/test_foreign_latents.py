@@ -16,6 +16,7 @@ import torch
 import ldm
 from ldm import app
 from ldm.cli import ConfigError
+from ldm.io.convert import Conversion, convert, verify
 from ldm.models.codec import Codec
 from ldm.models.vae import Autoencoder, IdentityVAEConfig
 from ldm.types import Conditioning
@@ -227,3 +228,17 @@ def test_a_model_on_pixels_loads_though_its_autoencoder_has_no_weights(
     run_dir = tiny_run(tmp_path / "run", *line, "data.size=16", "training.max_samples=8")
     (picture,) = ldm.load(run_dir, device="cpu").txt2img(["a red circle"], steps=2)
     assert picture.size == (16, 16)
+
+
+def test_formats_that_hold_an_autoencoder_are_refused(trained: Path, tmp_path: Path) -> None:
+    """Our own does without, and is verified without it."""
+    for fmt, name in (("diffusers", "folder"), ("single", "one.safetensors")):
+        job = Conversion(input=str(trained), output=tmp_path / name, format=fmt)
+        with pytest.raises(ValueError, match=f"format={fmt} holds the autoencoder too.*native"):
+            convert(job)
+        assert not (tmp_path / name).exists()
+    native = Conversion(input=str(trained), output=tmp_path / "native", format="native")
+    rows = verify(convert(native), native.output)
+    assert all(row.good for row in rows)
+    assert {row.part: row.forward is None for row in rows}["vae"]
+    assert {row.part: row.forward is None for row in rows}["unet"] is False
