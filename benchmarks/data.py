@@ -1,14 +1,16 @@
-"""How fast do we read shards beside plain webdataset with Pillow, and how good are the pixels?
+"""How fast do JPEGs become training pictures, beside webdataset with Pillow, and how exactly?
 
-    python benchmarks/data.py [SHARDS] [--size 256] [--seconds 4] [--latents N] [--out FILE.json]
+    python benchmarks/data.py [SHARDS] [--size 256] [--seconds 1.5] [--rounds 9] [--quick]
+                              [--clock wall] [--out FILE.json]
 
-SHARDS: a folder or glob of image shards; without it, only latents are measured. Per core: one
-process, one thread, CPU time of that process, files in the page cache; the contenders take turns.
-PSNR is to the reference resize: Lanczos in float64 over the whole picture, then the centre crop.
-The latents are shards of N drawn moments [8,32,32] float16 (16 KB a sample) in a temporary folder.
-The data wait is the share of a training step (tiny UNet, batch 64, [8,8,8] moments as its own VAE
-makes of 32 px, one worker process, no text encoder: as short a step as there is) that is spent in
-waiting for the next batch, by the clock.
+Decode, resize the shorter side, crop the middle, to float32 in [-1,1], in batches of 64. SHARDS: a
+folder or glob of image shards; without it generated pictures of twice the size (photographs.py).
+One process, one thread, files in the page cache; the contenders take turns in an order that
+rotates, and speed is against webdataset with Pillow's default filter, paired round by round. The
+allocator keeps freed memory for all of them, as our trainer lets it.
+
+Before that their pixels are compared: PSNR, of the mean squared error over all pictures, to Pillow
+with its default filter, to Pillow with the same filter, and to the same filter in float64.
 """
 
 from __future__ import annotations
@@ -19,74 +21,158 @@ import itertools
 import json
 import math
 import statistics
-import tarfile
+import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import webdataset as wds
-import yaml
+from doc_tables import Table
+from networks import machine
 from numpy.typing import NDArray
+from photographs import write_photographs
 from PIL import Image
+from resize_reference import by_pillow, in_float64
+from turns import CLOCKS, quartiles, take_turns, with_quartiles
 
-from ldm.data.decode import decode
+from ldm.data.decode import open_picture
 from ldm.data.locate import expand
 from ldm.data.picture_size import PICTURE_EXTS
-from ldm.data.settings import DataConfig, TrainSource, ValSource
+from ldm.data.settings import DataConfig, Resample, TrainSource, ValSource
 from ldm.data.source import open_data
 from ldm.data.transforms import Transform
-from ldm.models.unet import UNet, UNetConfig
-from ldm.models.vae import sample_moments
+from ldm.training.allocator import keep_freed_memory
 
 BATCH = 64
-WARM_UP = 5  # steps
-TINY = Path(__file__).parents[1] / "conf" / "models" / "unet" / "tiny.yaml"
-ROUNDS = 5
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "Lanczos": Image.Resampling.LANCZOS}
-Pixels = NDArray[np.uint8]
+MIDDLE = np.array([0.5, 0.5, 0.99, 0.0], dtype=np.float32)  # the draws of a centre crop, not turned
+SAME_DB = 60.0  # below this it is another filter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """Who decodes and resizes, and how."""
+
+    ours: bool
+    resample: Resample = "bicubic"
+    dct_scaling: bool = False
+
+
+BESIDE = "webdataset + Pillow, bicubic (its default)"
+CONTENDERS = {
+    "ours, bicubic (default)": Contender(ours=True),
+    "ours, bicubic, DCT-scaled decode": Contender(ours=True, dct_scaling=True),
+    "ours, Lanczos": Contender(ours=True, resample="lanczos"),
+    BESIDE: Contender(ours=False),
+    "webdataset + Pillow, Lanczos": Contender(ours=False, resample="lanczos"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One contender. Quartiles are lower, middle, upper; speed is against BESIDE.
+
+    PSNRs in dB, None: the same pixels.
+    """
+
+    contender: str
+    images_per_s: list[float]
+    speed: list[float]
+    to_default_db: float | None
+    to_pillow_db: float | None
+    to_float64_db: float | None
 
 
 def main() -> None:
+    args = parse()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as scratch:
+        if args.shards:
+            paths = expand(args.shards)
+        else:
+            paths = write_photographs(Path(scratch) / "shards", args.generated, 2 * args.size)
+        psnr = quality(paths, args.size, args.pictures)
+        rates = take_turns(
+            contenders(paths, args.size, scratch),
+            rounds=args.rounds,
+            seconds=args.seconds,
+            clock=args.clock,
+        )
+    rows = [
+        Row(
+            contender=name,
+            images_per_s=quartiles(rates[name]),
+            speed=quartiles([a / b for a, b in zip(rates[name], rates[BESIDE], strict=True)]),
+            **psnr[name],
+        )
+        for name in CONTENDERS
+    ]
+    report = {
+        "name": "data",
+        "command": f"python benchmarks/data.py {' '.join(sys.argv[1:])}".strip(),
+        "machine": machine("cpu", 1),
+        "settings": {key: value for key, value in vars(args).items() if key != "out"},
+        "rows": [asdict(row) for row in rows],
+    }
+    for name, table in tables(report).items():
+        print(f"{name}\n{table.markdown()}")
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("shards", nargs="?")
     parser.add_argument("--size", type=int, default=256, help="px")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of CPU time a round")
-    parser.add_argument("--latents", type=int, default=4000, help="samples; 0 leaves them out")
-    parser.add_argument("--steps", type=int, default=100, help="of training, for the data wait")
-    parser.add_argument("--pictures", type=int, default=100, help="for the PSNR")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each contender, a round")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--pictures", type=int, default=200, help="for the PSNR, at most")
+    parser.add_argument("--generated", type=int, default=256, help="pictures, without SHARDS")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--quick", action="store_true", help="under a minute; says little")
     parser.add_argument("--out", type=Path, help="json file for the numbers")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    found: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        if args.shards:
-            found["images_per_s"] = image_rates(args.shards, args.size, args.seconds, scratch)
-            found["psnr_db"] = quality(args.shards, args.size, args.pictures)
-        if args.latents:
-            found["latents_per_s"] = latent_rates(Path(scratch), args.latents, args.seconds)
-            found["data_wait"] = data_wait(Path(scratch), args.latents, args.steps)
-    print(json.dumps(found, indent=2))
-    if args.out:
-        args.out.write_text(json.dumps(found, indent=2) + "\n")
+    if args.quick:
+        args.seconds, args.rounds, args.pictures, args.generated = 0.5, 3, 40, 64
+    return args
+
+
+def tables(report: Mapping[str, Any]) -> dict[str, Table]:
+    """The speed and the exactness of each contender, for the page."""
+    rows = [Row(**row) for row in report["rows"]]
+    speed = Table(
+        ("contender", "images/s and core (quartiles)", "against webdataset + Pillow (quartiles)"),
+        [(r.contender, with_quartiles(r.images_per_s), with_quartiles(r.speed)) for r in rows],
+    )
+    dbs = ("to_default_db", "to_pillow_db", "to_float64_db")
+    exact = Table(
+        (
+            "PSNR, dB, to",
+            "webdataset + Pillow's default",
+            "Pillow, same filter",
+            "float64, same filter",
+        ),
+        [(row.contender, *(_decibel(getattr(row, db)) for db in dbs)) for row in rows],
+    )
+    return {"data-speed": speed, "data-exactness": exact}
 
 
 # -- speed ----------------------------------------------------------------------------------------
 
 
-def image_rates(shards: str, size: int, seconds: float, scratch: str) -> dict[str, list[float]]:
-    """Samples a second of CPU time, [quartile, median, quartile] over the rounds."""
-    paths = expand(shards)
-    contenders = {"ours": ours(paths, size, scratch)}
-    contenders |= {f"webdataset + Pillow {name}": plain(paths, size, name) for name in FILTERS}
-    return take_turns(contenders, seconds)
+def contenders(paths: list[str], size: int, scratch: str) -> dict[str, Iterator[int]]:
+    """Endless batches of each, as their numbers of pictures."""
+    return {
+        name: ours(paths, size, scratch, who) if who.ours else plain(paths, size, who.resample)
+        for name, who in CONTENDERS.items()
+    }
 
 
-def ours(paths: list[str], size: int, scratch: str) -> Iterator[int]:
+def ours(paths: list[str], size: int, scratch: str, who: Contender) -> Iterator[int]:
     """The training loader in this process, in the keyed order."""
     config = DataConfig(
         train=TrainSource(shards=paths),
@@ -94,17 +180,19 @@ def ours(paths: list[str], size: int, scratch: str) -> Iterator[int]:
         size=size,
         num_workers=0,
         cache_dir=scratch,
+        resample=who.resample,
+        dct_scaling=who.dct_scaling,
     )
     data = open_data(config, seed=0)
     for batch in data.train_loader(micro_batch=BATCH, rank=0, world=1, start=0, pin_memory=False):
-        yield len(batch)
+        yield len(batch.pixels)
 
 
-def plain(paths: list[str], size: int, name: str) -> Iterator[int]:
-    """Front to back: decode with Pillow, resize the shorter side, centre crop, to [-1,1]."""
+def plain(paths: list[str], size: int, resample: str) -> Iterator[int]:
+    """Front to back, without an order."""
 
     def pixels(picture: Image.Image) -> torch.Tensor:
-        cut = np.array(resize_then_crop(picture.convert("RGB"), size, FILTERS[name]))
+        cut = np.array(by_pillow(picture, size, resample))
         return torch.from_numpy(cut).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1.0)
 
     stages = wds.WebDataset(paths, shardshuffle=False, empty_check=False).decode(
@@ -117,172 +205,47 @@ def plain(paths: list[str], size: int, name: str) -> Iterator[int]:
             yield len(batch)
 
 
-def latent_rates(folder: Path, count: int, seconds: float) -> dict[str, list[float]]:
-    """Cached moments through the training loader, and the same shards through webdataset."""
-    paths = write_latents(folder / "latents", count, shape=(8, 32, 32))
-    config = DataConfig(
-        train=TrainSource(shards=paths),
-        val=ValSource(shards=paths[0]),
-        format="latents",
-        size=256,
-        num_workers=0,
-    )
-    data = open_data(config, seed=0)
-    loader = data.train_loader(micro_batch=BATCH, rank=0, world=1, start=0, pin_memory=False)
-    return take_turns({"ours": map(len, loader), "webdataset": plain_latents(paths)}, seconds)
+# -- exactness ------------------------------------------------------------------------------------
 
 
-def plain_latents(paths: list[str]) -> Iterator[int]:
-    stages = wds.WebDataset(paths, shardshuffle=False, empty_check=False).decode()
-    pairs = stages.to_tuple("moments.npy", "txt")
-    batches = pairs.batched(
-        BATCH, collation_fn=lambda rows: torch.from_numpy(np.stack([r[0] for r in rows]))
-    )
-    for _ in itertools.count():
-        for batch in batches:
-            yield len(batch)
-
-
-def data_wait(folder: Path, count: int, steps: int) -> dict[str, float]:
-    """Per cent of the training steps' time, and the median step in ms."""
-    paths = write_latents(folder / "small", count, shape=(8, 8, 8))
-    config = DataConfig(
-        train=TrainSource(shards=paths),
-        val=ValSource(shards=paths[0]),
-        format="latents",
-        size=32,
-        num_workers=1,
-    )
-    data = open_data(config, seed=0)
-    loader = data.train_loader(micro_batch=BATCH, rank=0, world=1, start=0, pin_memory=False)
-    node = yaml.safe_load(TINY.read_text())
-    del node["_target_"]
-    unet = UNet(UNetConfig(**node))
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
-    context = torch.randn(BATCH, 8, unet.config.cross_attention_dim or 0)
-    waits, totals = [], []
-    batches = iter(loader)
-    for _ in range(WARM_UP + steps):
-        begin = time.perf_counter()
-        batch = next(batches)
-        waited = time.perf_counter() - begin
-        noise = torch.randn(len(batch), 4, 8, 8)
-        x0 = sample_moments(batch.moments.float(), torch.randn_like(noise))
-        F.mse_loss(unet(x0 + noise, torch.full((len(batch),), 500.0), context), noise).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        waits.append(waited)
-        totals.append(time.perf_counter() - begin)
-    waits, totals = waits[WARM_UP:], totals[WARM_UP:]
-    return {
-        "percent": round(100 * sum(waits) / sum(totals), 2),
-        "median_wait_ms": round(1e3 * statistics.median(waits), 2),
-        "median_step_ms": round(1e3 * statistics.median(totals), 1),
-    }
-
-
-def write_latents(folder: Path, count: int, *, shape: tuple[int, ...]) -> list[str]:
-    folder.mkdir()
-    draw = np.random.default_rng(0)
-    paths = []
-    for start in range(0, count, 2000):
-        paths.append(str(folder / f"{start:07d}.tar"))
-        with tarfile.open(paths[-1], "w", format=tarfile.USTAR_FORMAT) as archive:
-            for n in range(start, min(start + 2000, count)):
-                buffer = io.BytesIO()
-                np.save(buffer, draw.standard_normal(shape).astype(np.float16))
-                members = {"moments.npy": buffer.getvalue(), "txt": f"caption {n}".encode()}
-                for ext, data in members.items():
-                    info = tarfile.TarInfo(f"{n:07d}.{ext}")
-                    info.size = len(data)
-                    archive.addfile(info, io.BytesIO(data))
-    return paths
-
-
-def take_turns(contenders: dict[str, Iterator[int]], seconds: float) -> dict[str, list[float]]:
-    """What else the machine does meets all of them; the first turn of each only warms up."""
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(ROUNDS + 1):
-        for name, batches in contenders.items():
-            rate = _rate(batches, seconds if turn else min(seconds, 1.0))
-            if turn:
-                rates[name].append(rate)
-    return {name: [round(q, 1) for q in statistics.quantiles(r, n=4)] for name, r in rates.items()}
-
-
-def _rate(batches: Iterator[int], seconds: float) -> float:
-    started, samples = time.process_time(), 0
-    while (spent := time.process_time() - started) < seconds:
-        samples += next(batches)
-    return samples / spent
-
-
-# -- quality --------------------------------------------------------------------------------------
-
-
-def quality(shards: str, size: int, count: int) -> dict[str, float]:
-    """PSNR in dB to the reference resize of the same decoded pixels, mean over the pictures."""
-    transform, middle = Transform(size=size), np.array([0.5, 0.5, 0.99, 0.0], dtype=np.float32)
-    contenders: dict[str, Callable[[Image.Image], Pixels]] = {
-        "ours": lambda picture: transform.apply(picture, middle).pixels,
-    }
-    for name, kind in FILTERS.items():
-        contenders[f"Pillow {name}"] = lambda picture, kind=kind: np.asarray(
-            resize_then_crop(picture, size, kind)
-        )
-    contenders["torch bilinear, not antialiased"] = lambda picture: _nearest_four(picture, size)
-    sums: dict[str, list[float]] = {name: [] for name in contenders}
-    stages = wds.WebDataset(expand(shards), shardshuffle=False, empty_check=False)
+def quality(paths: list[str], size: int, count: int) -> dict[str, dict[str, float | None]]:
+    """The three PSNRs of each contender. Raises SystemExit where ours is another filter."""
+    errors: dict[str, list[list[float]]] = {name: [] for name in CONTENDERS}
+    stages = wds.WebDataset(paths, shardshuffle=False, empty_check=False)
     for (data,) in itertools.islice(stages.to_tuple("jpg;jpeg;png;webp"), count):
-        picture = decode(data, max_pixels=10**8)
-        wanted = reference(picture, size)
-        for name, contender in contenders.items():
-            error = np.mean((contender(picture).astype(np.float64) - wanted) ** 2)
-            sums[name].append(10 * math.log10(255**2 / max(error, 1e-9)))
-    return {name: round(statistics.fmean(values), 1) for name, values in sums.items()}
+        picture = Image.open(io.BytesIO(data)).convert("RGB")
+        default = np.asarray(by_pillow(picture, size, "bicubic"))
+        for name, who in CONTENDERS.items():
+            theirs = np.asarray(by_pillow(picture, size, who.resample))
+            exact = in_float64(picture, size, who.resample)
+            got = (_ours_of(data, size, who) if who.ours else theirs).astype(np.float64)
+            errors[name].append([float(np.mean((got - w) ** 2)) for w in (default, theirs, exact)])
+    names = ("to_default_db", "to_pillow_db", "to_float64_db")
+    found = {
+        name: dict(zip(names, (_psnr(column) for column in zip(*rows, strict=True)), strict=True))
+        for name, rows in errors.items()
+    }
+    for name, who in CONTENDERS.items():
+        same = found[name]["to_pillow_db"]
+        if not who.dct_scaling and same is not None and same < SAME_DB:
+            raise SystemExit(
+                f"{name}: {same:.1f} dB to Pillow; below {SAME_DB} it is no such filter"
+            )
+    return found
 
 
-def resize_then_crop(picture: Image.Image, size: int, kind: Image.Resampling) -> Image.Image:
-    width, height = resized = _covering(picture, size)
-    left, top = (width - size) // 2, (height - size) // 2
-    whole = picture.resize(resized, kind)
-    return whole.crop((left, top, left + size, top + size))
+def _ours_of(data: bytes, size: int, who: Contender) -> NDArray[np.uint8]:
+    transform = Transform(size=size, resample=who.resample, dct_scaling=who.dct_scaling)
+    return transform.apply(open_picture(data, max_pixels=10**8), MIDDLE).pixels
 
 
-def reference(picture: Image.Image, size: int) -> NDArray[np.float64]:
-    """Lanczos with a support of 3 target pixels, in float64, rounded to nothing. [size,size,3]"""
-    width, height = _covering(picture, size)
-    pixels = np.asarray(picture, dtype=np.float64)
-    rows = lanczos(picture.height, height)[(height - size) // 2 :][:size]
-    columns = lanczos(picture.width, width)[(width - size) // 2 :][:size]
-    cut = np.einsum("yh,hwc,xw->yxc", rows, pixels, columns, optimize=True)
-    return np.clip(cut, 0, 255)
+def _psnr(squares: tuple[float, ...]) -> float | None:
+    mean = statistics.fmean(squares)
+    return 10 * math.log10(255**2 / mean) if mean else None
 
 
-def lanczos(source: int, target: int) -> NDArray[np.float64]:
-    """The weights [target,source] of resizing one axis."""
-    scale = source / target
-    widening = max(scale, 1.0)
-    centres = (np.arange(target) + 0.5) * scale
-    x = (np.arange(source) + 0.5 - centres[:, None]) / widening
-    weights = np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-def _nearest_four(picture: Image.Image, size: int) -> Pixels:
-    """What torch.nn.functional.interpolate does by default: the four pixels around each."""
-    width, height = _covering(picture, size)
-    planes = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
-    whole = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear")
-    top, left = (height - size) // 2, (width - size) // 2
-    cut = whole[0, :, top : top + size, left : left + size].round().clamp(0, 255)
-    return cut.permute(1, 2, 0).to(torch.uint8).numpy()
-
-
-def _covering(picture: Image.Image, size: int) -> tuple[int, int]:
-    """(width, height) with the shorter side at `size`."""
-    scale = size / min(picture.size)
-    return max(size, round(picture.width * scale)), max(size, round(picture.height * scale))
+def _decibel(value: float | None) -> str:
+    return "the same" if value is None else f"{value:.1f}"
 
 
 if __name__ == "__main__":

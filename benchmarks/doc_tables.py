@@ -36,6 +36,12 @@ def figure(value: float, digits: int = 3) -> str:
     return f"{rounded:,.{max(decimals, 0)}f}"
 
 
+def spread(middle: float, quartiles: Sequence[float], decimals: int) -> str:
+    """A median with its quartiles."""
+    low, high = quartiles
+    return f"{middle:.{decimals}f} ({low:.{decimals}f}–{high:.{decimals}f})"
+
+
 def fill(page: str, tables: Mapping[str, Table]) -> str:
     """The page with every table as it is now. Raises ValueError when names do not match."""
     named = [name for _, name, _, _ in _BLOCK.findall(page)]

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from doc_tables import Table, spread
 from networks import machine
 from train_step_contender import BATCH, CONTENDERS, STOCK, Case, Contender
 
@@ -56,9 +57,15 @@ def main() -> None:
         new = measure(case, args.contenders, seconds=args.seconds, steps=args.steps)
         print(table(new, header=not rows), flush=True)
         rows += new
-    report = {"machine": machine(args.device, args.threads), "rows": [asdict(row) for row in rows]}
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.out).write_text(json.dumps(report, indent=1) + "\n")
+    report = {
+        "name": "train_step",
+        "command": " ".join(["python", "benchmarks/train_step.py", *sys.argv[1:]]),
+        "machine": machine(args.device, args.threads),
+        "settings": {"clock": args.clock, "seconds": args.seconds},
+        "rows": [asdict(row) for row in rows],
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"{report['machine']}, clock {args.clock}\nwritten to {args.out}")
 
 
@@ -78,7 +85,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="at most, a size")
     parser.add_argument("--steps", type=int, default=100, help="at most, a contender")
     parser.add_argument("--quick", action="store_true", help="--seconds 20 --steps 10")
-    parser.add_argument("--out", default="reports/train_step.json")
+    parser.add_argument("--out", type=Path, default=Path("reports/train_step.json"))
     args = parser.parse_args()
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -178,6 +185,31 @@ class Running:
         if not line:
             raise SystemExit(f"{self.process.args} ended with {self.process.wait()}")
         return json.loads(line)
+
+
+def tables(report: dict[str, Any]) -> dict[str, Table]:
+    """One table a network, for the page."""
+    columns = ("contender", "ms", "against stock", "against their best", "kept, MiB", "peak, MiB")
+    found = {}
+    for size in BATCH:
+        rows = [row for row in report["rows"] if row["size"] == size]
+        lines = [
+            (
+                row["contender"],
+                spread(row["median_ms"], row["quartiles_ms"], 0),
+                spread(row["stock"], row["stock_quartiles"], 2),
+                spread(row["best"], row["best_quartiles"], 2),
+                f"{row['saved_mib']:.0f}" if row["saved_mib"] else "–",
+                f"{row['peak_mib']:.0f}",
+            )
+            for row in rows
+        ]
+        if rows:
+            found[f"train-step-{size}"] = Table(
+                (*columns, "rounds"),
+                [(*line, str(row["steps"])) for line, row in zip(lines, rows, strict=True)],
+            )
+    return found
 
 
 def table(rows: list[Row], *, header: bool) -> str:

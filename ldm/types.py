@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Self, TypeVar
 
 import torch
@@ -87,12 +88,12 @@ class Skipped:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Decoded pictures. pixels: [B,3,H,W] fp32 in [-1,1]; index: [B] int64 positions in the order.
+    """Decoded pictures. levels: [B,H,W,3] uint8; index: [B] int64 positions in the order.
 
     original_size and crop: per row (height, width) and (top, left) in px.
     """
 
-    pixels: Tensor
+    levels: Tensor
     captions: tuple[str, ...]
     keys: tuple[str, ...]
     index: Tensor
@@ -100,11 +101,16 @@ class ImageBatch:
     crop: tuple[tuple[int, int], ...] = ()
     skipped: tuple[Skipped, ...] = field(default=())
 
+    @cached_property
+    def pixels(self) -> Tensor:
+        """[B,3,H,W] fp32 in [-1,1], made where the levels are: bytes travel, not floats."""
+        return from_levels(self.levels)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         return _moved(self, device, non_blocking)
 
     def pin_memory(self) -> Self:
-        return replace(self, pixels=self.pixels.pin_memory(), index=self.index.pin_memory())
+        return replace(self, levels=self.levels.pin_memory(), index=self.index.pin_memory())
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -131,6 +137,20 @@ class LatentBatch:
 
     def __len__(self) -> int:
         return len(self.captions)
+
+
+def from_levels(levels: Tensor) -> Tensor:
+    """[B,H,W,3] uint8 -> [B,3,H,W] fp32 in [-1,1]."""
+    batch, height, width, channels = levels.shape
+    pixels = torch.empty(batch, channels, height, width, device=levels.device)
+    # a tensor: by a number a GPU would multiply with its rounded inverse
+    half = torch.full((), 127.5, device=levels.device)
+    if levels.device.type != "cpu":
+        return pixels.copy_(levels.permute(0, 3, 1, 2)).div_(half).sub_(1.0)
+    for row, picture in zip(pixels, levels, strict=True):
+        # one at a time: a picture stays in the processor's cache between these passes
+        row.copy_(picture.permute(2, 0, 1).contiguous()).div_(half).sub_(1.0)
+    return pixels
 
 
 def _values(instance: Conditioning) -> tuple[Tensor | None, ...]:

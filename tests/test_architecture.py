@@ -47,7 +47,10 @@ LAYERS = {
 # third parties beside torch
 THIRD_PARTIES = {
     "images": {"PIL", "numpy"},
-    "data": {"webdataset", "fsspec", "PIL", "simplejpeg", "numpy", "rich", "pyarrow", "resvg_py"},
+    "data": {
+        *("webdataset", "fsspec", "PIL", "simplejpeg", "safetensors", "numpy"),
+        *("rich", "pyarrow", "resvg_py"),
+    },
     "io": {"safetensors", "huggingface_hub", "yaml"},
     "pipeline": {"PIL"},
     "gallery": {"PIL", "rich"},

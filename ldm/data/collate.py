@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ldm.data.transforms import Shown, to_pixels
+from ldm.data.transforms import Shown, stacked
 from ldm.types import ImageBatch, Skipped
 
 
@@ -24,7 +24,7 @@ class Example:
 def collate(examples: Sequence[Example], skipped: Sequence[Skipped] = ()) -> ImageBatch:
     """Examples of one picture size -> ImageBatch."""
     return ImageBatch(
-        pixels=to_pixels([example.shown.pixels for example in examples]),  # [B,3,H,W]
+        levels=stacked([example.shown.pixels for example in examples]),  # [B,H,W,3]
         captions=tuple(example.caption for example in examples),
         keys=tuple(example.key for example in examples),
         index=torch.tensor([example.index for example in examples], dtype=torch.int64),

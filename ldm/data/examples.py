@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm import rng
 from ldm.data.captions import BadSampleError, Captions
 from ldm.data.collate import Example, collate
-from ldm.data.decode import decode
+from ldm.data.decode import open_picture
 from ldm.data.picture_size import PICTURE_EXTS
 from ldm.data.transforms import Pair, Transform
 from ldm.types import ImageBatch, Skipped
@@ -55,8 +55,8 @@ class Examples:
         data = next((members[ext] for ext in self.image_exts if ext in members), None)
         if data is None:
             raise BadSampleError(f"no picture; the sample has {', '.join(sorted(members))}")
-        image = decode(data, max_pixels=self.max_pixels)
-        return Example(number, key, caption, self.transform.apply(image, draws[:4], shape))
+        picture = open_picture(data, max_pixels=self.max_pixels)
+        return Example(number, key, caption, self.transform.apply(picture, draws[:4], shape))
 
     def collate(self, examples: Sequence[Example], skipped: Sequence[Skipped] = ()) -> ImageBatch:
         """Samples of one picture size -> ImageBatch."""

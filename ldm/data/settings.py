@@ -19,6 +19,7 @@ Spec = str | Sequence[str]
 Mode = Literal["ordered", "stream"]
 Format = Literal["images", "latents"]
 Crop = Literal["center", "random"]
+Resample = Literal["bicubic", "lanczos"]
 StartMethod = Literal["fork", "spawn", "forkserver"]
 
 
@@ -59,6 +60,8 @@ class DataConfig:
     crop: Crop = "center"
     flip: float = 0.0
     max_zoom: float = 1.0
+    resample: Resample = "bicubic"
+    dct_scaling: bool = False
     buckets: Buckets = field(default_factory=Buckets)
     caption_key: str | Sequence[str] | None = None
     uncaptioned: bool = False
@@ -144,7 +147,7 @@ class DataConfig:
         """What cannot be done to latents: it was decided when they were cached."""
         found = [
             f"data.{name}={getattr(self, name)} is for pictures; latents are as they were cached"
-            for name, plain in (("crop", "center"), ("flip", 0.0), ("max_zoom", 1.0))
+            for name, plain in _OF_PICTURES.items()
             if getattr(self, name) != plain
         ]
         if self.mode == "stream":
@@ -153,11 +156,18 @@ class DataConfig:
 
     def transform(self) -> Transform:
         """For training."""
-        return Transform(size=self.size, crop=self.crop, flip=self.flip, max_zoom=self.max_zoom)
+        return Transform(
+            size=self.size,
+            crop=self.crop,
+            flip=self.flip,
+            max_zoom=self.max_zoom,
+            resample=self.resample,
+            dct_scaling=self.dct_scaling,
+        )
 
     def val_transform(self) -> Transform:
-        """For validation: nothing left to chance."""
-        return Transform(size=self.size)
+        """For validation: nothing left to chance, JPEGs decoded in full."""
+        return Transform(size=self.size, resample=self.resample)
 
     def captions(self) -> Captions:
         """Where the captions are."""
@@ -195,6 +205,13 @@ def _weighted(node: object) -> WeightedSource:
     return WeightedSource(shards=node["shards"], weight=float(weight))  # type: ignore[arg-type]
 
 
+_OF_PICTURES = {
+    "crop": "center",
+    "flip": 0.0,
+    "max_zoom": 1.0,
+    "resample": "bicubic",
+    "dct_scaling": False,
+}
 _LEAST = {
     "max_pixels": 1,
     "group": 0,

@@ -24,7 +24,6 @@ from ldm.evaluation.reference_stats import MadeOf, shards_hash
 SHAPES = "shapes"  # the name of drawn shapes
 SHAPES_COUNT = 960
 SHAPES_SEED = 1  # training shards are of seed 0
-RESIZE = "lanczos to cover"
 
 
 class Truth(Protocol):
@@ -124,7 +123,7 @@ class ShardPictures:
             data_hash=shards_hash(self.reader.index),
             count=len(self),
             size_px=self.size_px,
-            resize=RESIZE,
+            resize=f"{self._examples.transform.resample} to cover",
             centre_crop=True,
             extractor=extractor,
         )

@@ -11,7 +11,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ def _manifest(data: Data, encoders: Encoders) -> dict[str, Any]:
         "text": None
         if text is None
         else {"id": text.spec()["source"], "hash": text.hash(), "layer": layer_of(text)},
-        "transform": {name: getattr(config, name) for name in ("size", "crop", "flip", "max_zoom")},
+        "transform": asdict(config.transform()),
         "resolution": config.size,
         "null_context": None if text is None else content_hash(_null_bytes(text)),
     }

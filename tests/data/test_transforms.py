@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ldm.data.transforms import Transform, to_pixels
+from ldm.data.decode import Encoded, open_picture
+from ldm.data.settings import DataConfig, TrainSource
+from ldm.data.transforms import Shown, Transform, to_pixels
 
 
 def picture(height: int, width: int) -> Image.Image:
@@ -21,11 +25,26 @@ def draws(top: float = 0.5, left: float = 0.5, flip: float = 0.99, zoom: float =
     return np.array([top, left, flip, zoom], dtype=np.float32)
 
 
+def as_file(image: Image.Image, form: str = "PNG") -> Encoded:
+    buffer = io.BytesIO()
+    image.save(buffer, form, quality=95)
+    return open_picture(buffer.getvalue(), max_pixels=10**6)
+
+
+def apply(
+    transform: Transform,
+    image: Image.Image,
+    draws: np.ndarray,
+    shape: tuple[int, int] | None = None,
+) -> Shown:
+    return transform.apply(as_file(image), draws, shape)
+
+
 @pytest.mark.parametrize("crop", ["center", "random"])
 def test_right_sized_pictures_are_untouched(crop: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     transform = Transform(size=16, crop=crop, max_zoom=3.0)
-    shown = transform.apply(Image.fromarray(noise), draws(zoom=0.9))
+    shown = apply(transform, Image.fromarray(noise), draws(zoom=0.9))
     assert np.array_equal(shown.pixels, noise)
     assert (shown.original_size, shown.crop) == ((16, 16), (0, 0))
 
@@ -33,9 +52,9 @@ def test_right_sized_pictures_are_untouched(crop: str) -> None:
 def test_a_right_sized_shorter_side_is_only_cropped() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (16, 41, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
-    assert np.array_equal(Transform(size=16).apply(image, draws()).pixels, noise[:, 12:28])
+    assert np.array_equal(apply(Transform(size=16), image, draws()).pixels, noise[:, 12:28])
     for u, left in ((0.0, 0), (0.5, 13), (0.9999, 25)):
-        shown = Transform(size=16, crop="random").apply(image, draws(left=u))
+        shown = apply(Transform(size=16, crop="random"), image, draws(left=u))
         assert shown.crop == (0, left)
         assert np.array_equal(shown.pixels, noise[:, left : left + 16])
 
@@ -45,9 +64,9 @@ def test_a_right_sized_shorter_side_is_only_cropped() -> None:
 def test_crop_of_the_resized_is_resize_then_crop(height: int, width: int, crop: str) -> None:
     """Only the crop is resampled, yet the pixels are those of the whole, resized and cut."""
     image, size = picture(height, width), 16
-    shown = Transform(size=size, crop=crop).apply(image, draws(top=0.8, left=0.3))
+    shown = apply(Transform(size=size, crop=crop), image, draws(top=0.8, left=0.3))
     scale = size / min(height, width)
-    whole = image.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
+    whole = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
     top, left = shown.crop
     expected = np.asarray(whole)[top : top + size, left : left + size].astype(int)
     assert (
@@ -59,25 +78,25 @@ def test_shrinking_is_antialiased() -> None:
     """Stripes finer than the target average out to grey instead of aliasing."""
     stripes = np.zeros((256, 256, 3), dtype=np.uint8)
     stripes[:, ::2] = 255
-    pixels = Transform(size=32).apply(Image.fromarray(stripes), draws()).pixels
+    pixels = apply(Transform(size=32), Image.fromarray(stripes), draws()).pixels
     # 6 at the edges, where half of the filter is cut away; aliasing would be 127 off
     assert np.abs(pixels.astype(int) - 127).max() <= 8
 
 
 def test_very_long_pictures_stay_small() -> None:
-    shown = Transform(size=64).apply(Image.new("RGB", (50_000, 1)), draws())
+    shown = apply(Transform(size=64), Image.new("RGB", (50_000, 1)), draws())
     assert shown.pixels.shape == (64, 64, 3)
 
 
 def test_flip_is_a_mirror_with_its_probability() -> None:
     image = picture(16, 16)
     transform = Transform(size=16, flip=0.3)
-    plain = transform.apply(image, draws(flip=0.31)).pixels
-    assert np.array_equal(transform.apply(image, draws(flip=0.29)).pixels, plain[:, ::-1])
+    plain = apply(transform, image, draws(flip=0.31)).pixels
+    assert np.array_equal(apply(transform, image, draws(flip=0.29)).pixels, plain[:, ::-1])
     u = transform.draws(0, torch.arange(10_000))[:, 2]
     assert abs((u < 0.3).mean() - 0.3) < 0.02  # four standard deviations
     never = Transform(size=16, flip=0.0)
-    assert np.array_equal(never.apply(image, draws(flip=0.0)).pixels, plain)
+    assert np.array_equal(apply(never, image, draws(flip=0.0)).pixels, plain)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +106,7 @@ def test_flip_is_a_mirror_with_its_probability() -> None:
 def test_zoom_never_goes_above_the_native_size(native: int, zoom_u: float, shorter: int) -> None:
     transform = Transform(size=16, crop="random", max_zoom=3.0)
     assert transform._covering((native, native), (16, 16), zoom_u) == (shorter, shorter)
-    shown = transform.apply(picture(native, 2 * native), draws(0.999, 0.999, zoom=zoom_u))
+    shown = apply(transform, picture(native, 2 * native), draws(0.999, 0.999, zoom=zoom_u))
     assert shown.pixels.shape == (16, 16, 3)
     assert shown.crop == (shorter - 16, 2 * shorter - 16)
 
@@ -103,7 +122,7 @@ def test_draws_belong_to_the_sample() -> None:
 def test_random_crops_reach_every_corner() -> None:
     transform = Transform(size=16, crop="random")
     image = picture(18, 16)
-    tops = [transform.apply(image, row).crop[0] for row in transform.draws(0, torch.arange(300))]
+    tops = [apply(transform, image, row).crop[0] for row in transform.draws(0, torch.arange(300))]
     counts = np.bincount(tops, minlength=3)
     assert counts.min() > 70  # 100 each, standard deviation 8
 
@@ -119,11 +138,45 @@ def test_pixels_are_between_minus_one_and_one() -> None:
     assert (pixels.min().item(), pixels.max().item()) == (-1, 1)
 
 
+def test_many_pictures_are_each_by_itself() -> None:
+    """Mirrored and cut ones are views with strides of their own."""
+    noise = np.random.default_rng(0).integers(0, 256, (3, 8, 9, 3), dtype=np.uint8)
+    pictures = [noise[0, :, :6], noise[1, :, 2:8][:, ::-1], noise[2, :, 3:]]
+    expected = np.stack(pictures).astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+    assert np.array_equal(to_pixels(pictures).numpy(), expected.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("native", [(64, 64), (96, 64), (40, 50)])
+def test_dct_scaling_changes_little_but_the_pixels(native: tuple[int, int]) -> None:
+    """Size, crop and mirroring are those of the whole picture."""
+    file = as_file(picture(*native), "JPEG")
+    chance = draws(top=0.8, left=0.3, flip=0.0, zoom=0.2)
+    common = {"size": 16, "crop": "random", "flip": 0.5, "max_zoom": 1.5}
+    exact = Transform(**common).apply(file, chance)
+    scaled = Transform(**common, dct_scaling=True).apply(file, chance)
+    assert (scaled.original_size, scaled.crop) == (exact.original_size, exact.crop) != ((), (0, 0))
+    difference = np.abs(scaled.pixels.astype(int) - exact.pixels)
+    assert difference.mean() < 3
+    assert difference.max() > 0
+
+
+def test_the_filter_is_the_one_asked_for() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    lanczos = np.asarray(image.resize((16, 16), Image.Resampling.LANCZOS))
+    got = apply(Transform(size=16, resample="lanczos"), image, draws()).pixels
+    assert np.array_equal(got, lanczos)
+    assert not np.array_equal(apply(Transform(size=16), image, draws()).pixels, lanczos)
+
+
 def test_all_problems_are_said_at_once() -> None:
     with pytest.raises(ValueError, match="size=0") as caught:
-        Transform(size=0, crop="middle", flip=2.0, max_zoom=0.5)
+        Transform(size=0, crop="middle", flip=2.0, max_zoom=0.5, resample="nearest")
     text = str(caught.value)
-    for part in ("crop='middle'", "center, random", "flip=2.0", "max_zoom=0.5"):
+    for part in (
+        *("crop='middle'", "center, random", "flip=2.0", "max_zoom=0.5"),
+        "resample='nearest' is unknown; use bicubic or lanczos",
+    ):
         assert part in text
 
 
@@ -136,14 +189,14 @@ def test_a_bucket_is_covered_and_the_aspect_kept(
     image = picture(height, width)
     for crop in ("center", "random"):
         transform = Transform(size=16, crop=crop)
-        shown = transform.apply(image, draws(top=0.8, left=0.3), shape)
+        shown = apply(transform, image, draws(top=0.8, left=0.3), shape)
         resized = transform._covering((height, width), shape, 0.0)
         assert shown.pixels.shape == (*shape, 3)
         assert resized[0] == shape[0] or resized[1] == shape[1]
         assert resized[0] >= shape[0]
         assert resized[1] >= shape[1]
         assert abs(resized[0] / height * width - resized[1]) <= max(1.0, width / height) / 2 + 0.5
-        whole = image.resize(resized[::-1], Image.Resampling.LANCZOS)
+        whole = image.resize(resized[::-1], Image.Resampling.BICUBIC)
         top, left = shown.crop
         expected = np.asarray(whole)[top : top + shape[0], left : left + shape[1]].astype(int)
         assert np.abs(shown.pixels.astype(int) - expected).max() <= 1  # as above
@@ -151,9 +204,9 @@ def test_a_bucket_is_covered_and_the_aspect_kept(
 
 def test_the_crop_of_a_bucket_is_central_or_by_chance() -> None:
     image = picture(32, 96)
-    assert Transform(size=16).apply(image, draws(), (32, 64)).crop == (0, 16)
+    assert apply(Transform(size=16), image, draws(), (32, 64)).crop == (0, 16)
     for u, left in ((0.0, 0), (0.5, 16), (0.9999, 32)):
-        shown = Transform(size=16, crop="random").apply(image, draws(left=u), (32, 64))
+        shown = apply(Transform(size=16, crop="random"), image, draws(left=u), (32, 64))
         assert shown.crop == (0, left)
 
 
@@ -162,6 +215,18 @@ def test_zoom_and_flip_act_on_buckets_too() -> None:
     transform = Transform(size=16, crop="random", max_zoom=2.0)
     assert transform._covering((64, 96), (16, 24), 0.5) == (24, 36)
     assert transform._covering((20, 30), (16, 24), 1.0) == (20, 30)  # its native size
-    straight = Transform(size=16).apply(image, draws(), (16, 24)).pixels
-    flipped = Transform(size=16, flip=1.0).apply(image, draws(), (16, 24)).pixels
+    straight = apply(Transform(size=16), image, draws(), (16, 24)).pixels
+    flipped = apply(Transform(size=16, flip=1.0), image, draws(), (16, 24)).pixels
     assert np.array_equal(flipped, straight[:, ::-1])
+
+
+def test_the_configuration_reaches_training_and_validation() -> None:
+    """Validation decodes in full, so that runs with and without dct_scaling can be compared."""
+    options = {"size": 64, "resample": "lanczos", "dct_scaling": True}
+    config = DataConfig(train=TrainSource(shards="x.tar"), **options)
+    assert config.transform() == Transform(**options)
+    assert config.val_transform() == Transform(size=64, resample="lanczos")
+    with pytest.raises(ValueError, match=r"resample=lanczos is .*; data.dct_scaling=True is for"):
+        DataConfig(train=TrainSource(shards="x.tar"), format="latents", **options)
+    with pytest.raises(ValueError, match="resample='area' is unknown; use bicubic or lanczos"):
+        DataConfig(train=TrainSource(shards="x.tar"), resample="area")

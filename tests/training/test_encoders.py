@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from ldm.models.codec import Codec
 from ldm.models.text.clip import clip_text
 from ldm.models.vae import VAEConfig, build_vae
-from ldm.training.encoders import FrozenEncoders
+from ldm.training.encoders import GROUP, FrozenEncoders
 from ldm.types import ImageBatch
 
 CAPTIONS = ("a small red circle", "a large blue star", "a small red circle", "a green heart")
@@ -31,14 +31,15 @@ def encoders(**caches: int) -> FrozenEncoders:
 
 
 def batch() -> ImageBatch:
-    pixels = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    return ImageBatch(pixels, CAPTIONS, ("a", "b", "c", "d"), torch.arange(100, 104))
+    draw = torch.Generator().manual_seed(1)
+    levels = torch.randint(0, 256, (4, 16, 16, 3), generator=draw, dtype=torch.uint8)
+    return ImageBatch(levels, CAPTIONS, ("a", "b", "c", "d"), torch.arange(100, 104))
 
 
 def rows(whole: ImageBatch, chosen: list[int]) -> ImageBatch:
     return replace(
         whole,
-        pixels=whole.pixels[chosen],
+        levels=whole.levels[chosen],
         captions=tuple(whole.captions[i] for i in chosen),
         keys=tuple(whole.keys[i] for i in chosen),
         index=whole.index[chosen],
@@ -75,14 +76,23 @@ def test_the_cache_keeps_to_its_size_and_saves_work() -> None:
     calls = []
     moments = cached.codec.moments
     cached.codec.moments = lambda pixels: (calls.append(len(pixels)), moments(pixels))[1]
-    cached.latents(rows(batch(), [0, 1]))
+    cached.latents(rows(batch(), [0, 1, 1]))
     cached.latents(rows(batch(), [1, 0]))
-    assert calls == [1, 1]
+    assert calls == [GROUP]
     cached.latents(rows(batch(), [2]))  # 1 goes: it was used before 0
     cached.latents(rows(batch(), [0]))
-    assert calls == [1, 1, 1]
+    assert calls == [GROUP] * 2
     cached.latents(rows(batch(), [1]))
-    assert calls == [1, 1, 1, 1]
+    assert calls == [GROUP] * 3
+
+
+def test_large_pictures_are_encoded_one_by_one_for_the_cache() -> None:
+    """Eight of them might not fit into memory."""
+    cached, calls = encoders(cache_latents=4), []
+    cached.codec.moments = lambda pixels: (calls.append(len(pixels)), pixels[:, :2])[1]
+    cached.moments(torch.rand(2, 3, 256, 256))
+    cached.moments(torch.rand(2, 3, 128, 128))
+    assert calls == [1, 1, 4]
 
 
 def test_every_visit_draws_a_latent_of_its_own() -> None:
@@ -96,7 +106,9 @@ def test_every_visit_draws_a_latent_of_its_own() -> None:
 def test_what_is_not_finite_is_remembered_until_asked() -> None:
     broken = encoders()
     assert broken.take_finite()
-    broken.latents(replace(batch(), pixels=torch.full((4, 3, 16, 16), float("nan"))))
+    overflowing = batch()
+    overflowing.pixels.fill_(float("nan"))
+    broken.latents(overflowing)
     broken.latents(batch())
     assert not broken.take_finite()
     assert broken.take_finite()

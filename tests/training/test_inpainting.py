@@ -105,7 +105,10 @@ def test_what_is_hidden_does_not_reach_the_network(
     codec: Codec = tiny_job().encoders.codec
     mask = SETTINGS.masks(batch, 0, "mask")
     other = ImageBatch(
-        torch.where(mask > 0, -batch.pixels, batch.pixels), batch.captions, batch.keys, batch.index
+        torch.where(mask.permute(0, 2, 3, 1) > 0, 255 - batch.levels, batch.levels),
+        batch.captions,
+        batch.keys,
+        batch.index,
     )
     assert not torch.equal(other.pixels, batch.pixels)
     assert torch.equal(joined(codec, batch, mask, 0), joined(codec, other, mask, 0))
