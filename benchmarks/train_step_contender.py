@@ -44,7 +44,11 @@ class Contender:
 STOCK = "diffusers, stock"
 CONTENDERS = (
     Contender(name="ours, bf16", bf16=True, kept=True),
+    Contender(name="ours, bf16, cl", bf16=True, kept=True, channels_last=True),
     Contender(name="ours, bf16, compiled", bf16=True, kept=True, compile=True),
+    Contender(
+        name="ours, bf16, cl, compiled", bf16=True, kept=True, channels_last=True, compile=True
+    ),
     Contender(name="ours, fp32", kept=True),
     Contender(name=STOCK, theirs=True, fused=False),
     Contender(name="diffusers, fp32, fused", theirs=True),

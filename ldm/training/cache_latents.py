@@ -21,12 +21,12 @@ from torch import Tensor
 from webdataset.writer import TarWriter
 
 from ldm.data.captions import BadSampleError
-from ldm.data.collate import to_pixels
 from ldm.data.examples import Examples
 from ldm.data.manifest import FORMAT, MANIFEST, NULL_CONTEXT, content_hash
 from ldm.data.reader import Reader
 from ldm.data.shards import read
 from ldm.data.source import Data
+from ldm.data.transforms import to_pixels
 from ldm.io import checkpoint as files
 from ldm.io.checkpoint import tensors_hash
 from ldm.models.codec import Codec
