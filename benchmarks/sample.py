@@ -1,15 +1,16 @@
 """How fast do we sample beside diffusers' StableDiffusionPipeline, with the same weights?
 
-    python benchmarks/sample.py [--quick] [--sizes tiny mini] [--batches 1 8] [--dtypes fp32]
-                                [--device auto] [--steps 10] [--guidance 7.5] [--tokens 77]
-                                [--seconds 60] [--clock wall] [--json]
+    python benchmarks/sample.py [--quick] [--out FILE.json] [--sizes tiny mini] [--batches 1 8]
+                                [--dtypes fp32 bf16] [--device auto] [--steps 50]
+                                [--guidance 7.5] [--tokens 77] [--seconds 60] [--clock wall]
 
-From contexts and start noise to latents, DDIM with guidance, the same numbers in both (checked
-first). The contenders take turns, one sampling each, in an order that rotates: what else the
-machine does meets all of them. `speed` is the median over rounds of diffusers/ours, above 1 is
-faster. `outside` is the share of a sampling that is not spent in the network (its calls, and
-its one-time work on the text), from every fourth round. Threads: OMP_NUM_THREADS. `--clock cpu`
-counts this process's CPU time, which leaves out the waiting on a busy machine: for one thread.
+From contexts and start noise to latents, DDIM with guidance, the same numbers in all (checked
+first). Ours and diffusers' take turns in every dtype, one sampling each, in an order that rotates:
+what else the machine does meets all of them. The weights are in the dtype, as both load them.
+`same` is the median over rounds of diffusers/it in its own dtype, `stock` of diffusers in fp32/it:
+above 1 is faster. `--unprepared` adds ours with `Pipeline.prepare` off. Threads: OMP_NUM_THREADS.
+`--clock cpu` counts this process's CPU time, which leaves out the waiting on a busy machine: for
+one thread.
 """
 
 from __future__ import annotations
@@ -17,26 +18,29 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from networks import DTYPES, REFERENCE, machine, network, shape
+from doc_tables import Table, spread
+from networks import OURS, REFERENCE, machine, network, shape
 from torch import Tensor, nn
 
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.prediction import Eps
 from ldm.diffusion.schedules import ScaledLinear
-from ldm.sampling.denoiser import Denoiser, Network
-from ldm.sampling.guidance import cfg
-from ldm.sampling.presets import get_sampler
+from ldm.pipeline.noise import Noise
+from ldm.pipeline.options import SamplingDefaults, SamplingOptions
+from ldm.pipeline.solving import Model, solve
 from ldm.types import Conditioning
 
-WITHOUT = "ours, no text keys"  # the text is projected again at every step
-CONTENDERS = ("ours", WITHOUT, REFERENCE)
-CLOCKED_EVERY = 4  # rounds; on a GPU the clocks wait for it, so the other rounds run without
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LIMITS = {"fp32": 1e-4, "bf16": 0.1}  # of the largest latent: how far a contender may be
+UNPREPARED = "ours, unprepared"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 FACTOR = 8  # pixels a latent position that diffusers assumes where it has no VAE
 
@@ -47,7 +51,6 @@ class Case:
 
     size: str
     batch: int
-    dtype: str
     device: str
     steps: int
     guidance: float
@@ -57,7 +60,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table. ms: of one sampling; speed: against diffusers; outside: a share."""
+    """One line of the table. ms: of one sampling; same, stock: see above, with quartiles."""
 
     size: str
     batch: int
@@ -65,200 +68,169 @@ class Row:
     contender: str
     median_ms: float
     quartiles_ms: tuple[float, float]
-    speed: float
-    speed_quartiles: tuple[float, float]
-    outside: float
+    same: float
+    same_quartiles: tuple[float, float]
+    stock: float
+    stock_quartiles: tuple[float, float]
     rounds: int
 
 
 def main() -> None:
     args = parse()
-    first = Case(
-        size=args.sizes[0],
-        batch=args.batches[0],
-        dtype=args.dtypes[0],
-        device=args.device,
-        steps=args.steps,
-        guidance=args.guidance,
-        tokens=args.tokens,
-        clock=args.clock,
-    )
-    cases = [
-        replace(first, size=size, batch=batch, dtype=dtype)
-        for size in args.sizes
-        for dtype in args.dtypes
-        for batch in args.batches
-    ]
+    whose = [OURS, *([UNPREPARED] if args.unprepared else []), REFERENCE]
     rows: list[Row] = []
-    for case in cases:
-        rows += measure(case, seconds=args.seconds)
-        if not args.json:
-            print(table(rows[-len(CONTENDERS) :], header=case is cases[0]), flush=True)
-    settings = {key: getattr(args, key) for key in ("steps", "guidance", "tokens", "clock")}
-    report = {"machine": machine(args.device, 0), "settings": settings}
-    if args.json:
-        print(json.dumps({**report, "rows": [asdict(row) for row in rows]}, indent=1))
-    else:
-        print(report["machine"], settings)
+    keys = ("steps", "guidance", "tokens", "clock")
+    settings = {key: getattr(args, key) for key in keys}
+    for size in args.sizes:
+        for batch in args.batches:
+            case = Case(size=size, batch=batch, device=args.device, **settings)
+            new = measure(case, whose, args.dtypes, seconds=args.seconds)
+            print(lines(new, header=not rows), flush=True)
+            rows += new
+    report = {
+        "name": "sample",
+        "command": " ".join(["python", "benchmarks/sample.py", *sys.argv[1:]]),
+        "machine": machine(args.device, 0),
+        "settings": settings,
+        "rows": [asdict(row) for row in rows],
+    }
+    print(report["machine"], settings)
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="where the report goes, as JSON")
     parser.add_argument("--sizes", nargs="+", default=["tiny", "mini"], choices=["tiny", "mini"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="pictures at once")
-    parser.add_argument("--dtypes", nargs="+", default=["fp32"], choices=list(DTYPES))
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--steps", type=int, default=10, help="of DDIM")
+    parser.add_argument("--steps", type=int, default=50, help="of DDIM")
     parser.add_argument("--guidance", type=float, default=7.5)
     parser.add_argument("--tokens", type=int, default=77, help="text positions; 77 in SD 1")
     parser.add_argument("--seconds", type=float, default=60.0, help="at least, a case")
     parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
-    parser.add_argument("--quick", action="store_true", help="--seconds 10 --sizes tiny")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--unprepared", action="store_true", help="ours as it is, as well")
+    parser.add_argument(
+        "--quick", action="store_true", help="--sizes tiny --batches 1 --seconds 10"
+    )
     args = parser.parse_args()
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.clock == "cpu" and (args.device != "cpu" or torch.get_num_threads() != 1):
         parser.error("--clock cpu is for one thread of a CPU; set OMP_NUM_THREADS=1, --device cpu")
+    if "fp32" not in args.dtypes:
+        parser.error("--dtypes without fp32, in which the others are compared and checked")
     if args.quick:
-        args.seconds, args.sizes = 10.0, ["tiny"]
+        args.seconds, args.sizes, args.batches = 10.0, ["tiny"], [1]
     return args
 
 
 # --- measuring -------------------------------------------------------------------------------
 
 
-def measure(case: Case, *, seconds: float) -> list[Row]:
+def measure(case: Case, whose: list[str], dtypes: list[str], *, seconds: float) -> list[Row]:
     """Every contender on one case, after a check that they sample the same."""
-    samplers = {name: Sampling(case, name) for name in CONTENDERS}
-    agree(samplers)
-    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    outside: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    order, end = list(CONTENDERS), time.monotonic() + seconds
-    while len(times[REFERENCE]) <= CLOCKED_EVERY or time.monotonic() < end:
-        for name in order:
-            if len(times[name]) % CLOCKED_EVERY == 0:
-                outside[name].append(samplers[name].outside())
-            times[name].append(samplers[name].timed())
+    samplings = {(who, dtype): Sampling(case, who, dtype) for dtype in dtypes for who in whose}
+    agree({key: sampling.draw() for key, sampling in samplings.items()})
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in samplings}
+    order, end = list(samplings), time.monotonic() + seconds
+    while len(times[order[0]]) < 3 or time.monotonic() < end:
+        for key in order:
+            times[key].append(samplings[key].timed())
         order = order[1:] + order[:1]
-    return [row(case, name, times, statistics.median(outside[name])) for name in CONTENDERS]
+    return [row(case, key, times) for key in samplings]
 
 
-def row(case: Case, name: str, times: dict[str, list[float]], outside: float) -> Row:
-    low, middle, high = statistics.quantiles([1e3 * t for t in times[name]], n=4)
-    speeds = [b / a for a, b in zip(times[name], times[REFERENCE], strict=True)]
-    speed_low, speed, speed_high = statistics.quantiles(speeds, n=4)
+def row(case: Case, key: tuple[str, str], times: Mapping[tuple[str, str], list[float]]) -> Row:
+    who, dtype = key
+    own = times[key]
+    low, middle, high = statistics.quantiles([1e3 * t for t in own], n=4)
+    speeds = []
+    for other in (dtype, "fp32"):
+        paired = zip(own, times[REFERENCE, other], strict=True)
+        speeds.append(statistics.quantiles([b / a for a, b in paired], n=4))
+    (same_low, same, same_high), (stock_low, stock, stock_high) = speeds
     return Row(
         size=case.size,
         batch=case.batch,
-        dtype=case.dtype,
-        contender=name,
+        dtype=dtype,
+        contender=who,
         median_ms=middle,
         quartiles_ms=(low, high),
-        speed=speed,
-        speed_quartiles=(speed_low, speed_high),
-        outside=outside,
-        rounds=len(speeds),
+        same=same,
+        same_quartiles=(same_low, same_high),
+        stock=stock,
+        stock_quartiles=(stock_low, stock_high),
+        rounds=len(own),
     )
 
 
 class Sampling:
     """One contender with the noise and the contexts that all of them are given."""
 
-    def __init__(self, case: Case, contender: str) -> None:
-        self.case = case
+    def __init__(self, case: Case, who: str, dtype: str) -> None:
         self.device = torch.device(case.device)
         self.now = CLOCKS[case.clock]
-        self.network, _ = network(case.size, REFERENCE if contender == REFERENCE else "ours")
-        self.network.to(self.device).eval()
+        unet, _ = network(case.size, REFERENCE if who == REFERENCE else OURS)
+        unet.to(self.device).eval().to(DTYPES[dtype])
         config = shape(case.size)
-        assert config.cross_attention_dim is not None
         rng = torch.Generator().manual_seed(1)
         side = config.sample_size
         noise = torch.randn(case.batch, config.in_channels, side, side, generator=rng)
-        texts = (2, case.batch, case.tokens, config.cross_attention_dim)
-        self.noise = noise.to(self.device)
-        self.cond, self.uncond = torch.randn(texts, generator=rng).to(self.device)
-        if contender == REFERENCE:
-            self.draw = theirs(case, self.network, self.noise, self.cond, self.uncond)
+        texts = (2, case.batch, case.tokens, config.cross_attention_dim or 0)
+        cond, uncond = torch.randn(texts, generator=rng).to(self.device)
+        inputs = noise.to(self.device), cond, uncond
+        if who == REFERENCE:
+            self._draw = theirs(case, unet, *(x.to(DTYPES[dtype]) for x in inputs))
         else:
-            called = calls_only(self.network) if contender == WITHOUT else self.network
-            self.draw = ours(case, called, self.noise, self.cond, self.uncond)
+            self._draw = ours(case, unet, *inputs, prepare=who == OURS)
 
-    def latents(self) -> Tensor:
-        amp = DTYPES[self.case.dtype]
-        autocast = torch.autocast(self.device.type, amp or torch.bfloat16, enabled=amp is not None)
-        with torch.inference_mode(), autocast:
-            return self.draw()
+    @torch.inference_mode()
+    def draw(self) -> Tensor:
+        """The latents, fp32."""
+        return self._draw().float()
 
     def timed(self) -> float:
         """Seconds of one sampling."""
-        self.wait()
+        self._wait()
         begin = self.now()
-        self.latents()
-        self.wait()
+        self.draw()
+        self._wait()
         return self.now() - begin
 
-    def outside(self) -> float:
-        """The share of one sampling that is not spent in the network."""
-        inside = 0.0
-        methods = [name for name in ("forward", "project") if hasattr(type(self.network), name)]
-
-        def clocked(method: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                nonlocal inside
-                self.wait()
-                begin = self.now()
-                answer = method(*args, **kwargs)
-                self.wait()
-                inside += self.now() - begin
-                return answer
-
-            return call
-
-        for name in methods:  # on the instance, in front of the class's own
-            object.__setattr__(self.network, name, clocked(getattr(self.network, name)))
-        total = self.timed()
-        for name in methods:
-            object.__delattr__(self.network, name)
-        return 1 - inside / total
-
-    def wait(self) -> None:
+    def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
-def agree(samplers: dict[str, Sampling]) -> None:
+def agree(latents: Mapping[tuple[str, str], Tensor]) -> None:
     """The same latents, or the comparison means nothing."""
-    answers = {name: sampling.latents().float() for name, sampling in samplers.items()}
-    expected = answers[REFERENCE]
-    exact = DTYPES[samplers[REFERENCE].case.dtype] is None
-    limit = (1e-4 if exact else 0.1) * expected.abs().max()
-    for name, answer in answers.items():
-        if not (answer - expected).abs().max() <= limit:
-            raise SystemExit(f"{name} samples something else than {REFERENCE}")
+    expected = latents[REFERENCE, "fp32"]
+    for (who, dtype), answer in latents.items():
+        away = ((answer - expected).abs().max() / expected.abs().max()).item()
+        if not away <= LIMITS[dtype]:
+            raise SystemExit(
+                f"{who} in {dtype} samples something else than {REFERENCE}: {away:.2g} of the "
+                f"largest latent away, allowed {LIMITS[dtype]:g}"
+            )
 
 
 # --- the contenders --------------------------------------------------------------------------
 
 
 def ours(
-    case: Case, unet: Network, noise: Tensor, cond: Tensor, uncond: Tensor
+    case: Case, unet: nn.Module, noise: Tensor, cond: Tensor, uncond: Tensor, *, prepare: bool
 ) -> Callable[[], Tensor]:
     objective = Objective(schedule=ScaledLinear(), prediction=Eps())
-    sampler = get_sampler("ddim")
-
-    def draw() -> Tensor:
-        levels = sampler.grid(objective.schedule, steps=case.steps)
-        told, untold = Conditioning(cond), Conditioning(uncond)
-        denoise = cfg(Denoiser(unet, objective), told, untold, scale=case.guidance)
-        return sampler.solve(denoise, sampler.start(noise, levels), levels, eta=0.0)
-
-    return draw
-
-
-def calls_only(unet: nn.Module) -> Network:
-    return lambda x, t, context, mask: unet(x, t, context, mask)
+    options = SamplingOptions(sampler="ddim", steps=case.steps, guidance=case.guidance)
+    settings = options.settled(SamplingDefaults())
+    model = Model(unet, objective, prepare=prepare)
+    seeds = Noise(range(case.batch), tuple(noise.shape[1:]), noise.device)
+    told, untold = Conditioning(cond), Conditioning(uncond)
+    return lambda: solve(model, told, untold, seeds, settings, start=noise)
 
 
 def theirs(
@@ -305,21 +277,41 @@ def theirs(
 # --- printing --------------------------------------------------------------------------------
 
 
-def table(rows: list[Row], *, header: bool) -> str:
-    lines = []
+def tables(report: Mapping[str, Any]) -> dict[str, Table]:
+    """Ours beside diffusers', for the page."""
+    columns = ("network", "batch", "dtype", "ms", "diffusers, same dtype", "diffusers, fp32")
+    found = [
+        (
+            r["size"] if r["contender"] == OURS else f"{r['size']}, unprepared",
+            str(r["batch"]),
+            r["dtype"],
+            spread(r["median_ms"], r["quartiles_ms"], 0),
+            spread(r["same"], r["same_quartiles"], 2),
+            spread(r["stock"], r["stock_quartiles"], 2),
+            str(r["rounds"]),
+        )
+        for r in report["rows"]
+        if r["contender"] != REFERENCE
+    ]
+    return {"sample": Table((*columns, "rounds"), found)}
+
+
+def lines(rows: list[Row], *, header: bool) -> str:
+    """For the terminal."""
+    found = []
     if header:
-        lines.append(
-            f"{'network':8}{'dtype':6}{'batch':>5}  {'contender':20}{'ms (quartiles)':>26}"
-            f"{'speed (quartiles)':>23}{'outside':>9}{'rounds':>8}"
+        found.append(
+            f"{'network':8}{'batch':>5} {'dtype':6}{'contender':18}{'ms (quartiles)':>24}"
+            f"{'same (quartiles)':>20}{'stock (quartiles)':>20}{'rounds':>8}"
         )
     for r in rows:
-        took = f"{r.median_ms:.1f} ({r.quartiles_ms[0]:.1f}-{r.quartiles_ms[1]:.1f})"
-        speed = f"{r.speed:.3f} ({r.speed_quartiles[0]:.3f}-{r.speed_quartiles[1]:.3f})"
-        lines.append(
-            f"{r.size:8}{r.dtype:6}{r.batch:>5}  {r.contender:20}{took:>26}"
-            f"{speed:>23}{100 * r.outside:>8.1f}%{r.rounds:>8}"
+        took = spread(r.median_ms, r.quartiles_ms, 1)
+        same, stock = spread(r.same, r.same_quartiles, 2), spread(r.stock, r.stock_quartiles, 2)
+        found.append(
+            f"{r.size:8}{r.batch:>5} {r.dtype:6}{r.contender:18}{took:>24}{same:>20}{stock:>20}"
+            f"{r.rounds:>8}"
         )
-    return "\n".join(lines)
+    return "\n".join(found)
 
 
 if __name__ == "__main__":

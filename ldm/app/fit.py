@@ -16,6 +16,8 @@ from ldm.app.beginning import beginning_problems
 from ldm.app.evaluation.request import evaluation_problems
 from ldm.app.job import Job, build_job, describe_plan
 from ldm.app.prior import draw_class_pictures, prior_problems
+from ldm.app.startup import without_sweeps
+from ldm.app.support import supported
 from ldm.cli import ConfigError
 from ldm.parts import build, check_train, raise_all, reason
 
@@ -26,15 +28,18 @@ REQUEUE = 75
 
 def train(cfg: Config) -> int:
     """Trains what the configuration says. Returns the exit code: 0, or 75 to be started again."""
-    raise_all(
-        check_train(cfg)
-        + beginning_problems(cfg)
-        + trained_problems(cfg)
-        + prior_problems(cfg)
-        + evaluation_problems(cfg)
-    )
+    with without_sweeps():  # the check builds every part, and so imports what they need
+        problems = (
+            check_train(cfg)
+            + beginning_problems(cfg)
+            + trained_problems(cfg)
+            + prior_problems(cfg)
+            + evaluation_problems(cfg)
+        )
+    raise_all(problems)
     from ldm.training import run_folder, run_lock
 
+    cfg, fallbacks = supported(cfg)
     run_dir = Path(cfg["run_dir"])
     try:
         start = run_folder.find_start(run_dir, cfg["resume"], cfg["init_from"])
@@ -48,6 +53,8 @@ def train(cfg: Config) -> int:
         log.info("%s is finished: %d samples seen", run_dir, start.samples)
         _tidy(run_dir, start.checkpoint)
         return 0
+    if fallbacks:
+        job.card["fallbacks"] = [fallback.plain() for fallback in fallbacks]
     job.card["run_id"] = run_folder.run_id(cfg["name"], start.checkpoint)
     text = describe_plan(cfg, job, start.samples)
     if not run_folder.is_main_process():

@@ -241,11 +241,13 @@ def _cache_problems(data: Any, codec: Any, text: Any) -> list[str]:
 def describe_plan(cfg: Config, job: Job, samples: int) -> str:
     """What the run will do, printed before the first step and kept as plan.txt."""
     from ldm.training.plan import describe
+    from ldm.training.support import in_short
 
     optim = build(cfg["training"]["optim"])
     head = {
         "run folder": cfg["run_dir"],
         "going on after": f"{samples:,} samples" if samples else "",
+        "runs instead": in_short(job.card.get("fallbacks", [])),
     }
     trained = sum(p.numel() for p in job.module.parameters() if p.requires_grad)
     return describe(job.plan, parameters=trained, lr=optim.summary(), head=head)

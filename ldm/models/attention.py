@@ -162,6 +162,7 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, context: Tensor | TextKeys | None, bias: Tensor | None) -> Tensor:
         h = self.norm1(x)
         x = x + self.attn1(h, h)
+        del h  # or it stays in memory, in fp32 on a GPU, for as long as the rest takes
         if self.attn2 is not None and self.norm2 is not None:
             x = x + self.attn2(self.norm2(x), context, bias)
         return x + self.ff(self.norm3(x))
@@ -200,16 +201,18 @@ class SpatialTransformer(nn.Module):
     def forward(
         self, x: Tensor, context: Tensor | TextKeys | None, bias: Tensor | None = None
     ) -> Tensor:
-        h = self.norm(x)
-        if self.linear:
-            h_BLC = self.proj_in(_positions(h))
-        else:
-            h_BLC = _positions(self.proj_in(h.contiguous(memory_format=torch.channels_last)))
+        h_BLC = self._into(self.norm(x))  # nothing else holds the norm's output meanwhile
         for block in self.transformer_blocks:
             h_BLC = block(h_BLC, context, bias)
         if self.linear:
             return x + _picture(self.proj_out(h_BLC), x)
         return x + self.proj_out(_picture(h_BLC, x))
+
+    def _into(self, x: Tensor) -> Tensor:
+        if self.linear:
+            h_BLC: Tensor = self.proj_in(_positions(x))
+            return h_BLC
+        return _positions(self.proj_in(x.contiguous(memory_format=torch.channels_last)))
 
 
 def _positions(x: Tensor) -> Tensor:

@@ -135,13 +135,12 @@ class UNet(nn.Module):
 
         context: also as the keys that `project` made of it, which hold its mask too.
         """
-        _check_channels(self.config, x)
-        _check_context(self.config, context, mask)
+        check_inputs(self.config, x, context, mask)
         if isinstance(context, TextKeys):
             mask = context.mask
         features = time_features(t.expand(x.shape[0]), self.config.block_out_channels[0])
         time = F.silu(self.time_embedding(features.to(x.dtype)))
-        cond = Condition(time, context, None if mask is None else _bias(mask, x.dtype))
+        cond = Condition(time, context, None if mask is None else mask_bias(mask, x.dtype))
 
         h = self.conv_in(x)
         skips = [h]
@@ -172,9 +171,17 @@ def initialise(unet: UNet) -> None:
             parameter.zero_()
 
 
-def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """[B,L] bool -> [B,1,1,L] to add to the scores: 0 where True, MASKED where False."""
     return (~mask.bool()).to(dtype)[:, None, None, :] * MASKED
+
+
+def check_inputs(
+    config: UNetConfig, x: Tensor, context: Tensor | TextKeys | None, mask: Tensor | None
+) -> None:
+    """Raises ValueError where `UNet.forward` cannot take them."""
+    _check_channels(config, x)
+    _check_context(config, context, mask)
 
 
 def _check_channels(config: UNetConfig, x: Tensor) -> None:

@@ -39,10 +39,11 @@ class Parts:
     text: TextEncoder
     objective: Objective
     device: torch.device
+    prepare: bool = True
 
     @property
     def model(self) -> Model:
-        return Model(self.unet, self.objective)
+        return Model(self.unet, self.objective, self.prepare)
 
     @property
     def extra_channels(self) -> int:

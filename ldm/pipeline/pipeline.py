@@ -37,6 +37,8 @@ class Pipeline:
     """A network with its encoders and objective. Public: unet, codec, text, objective, defaults.
 
     null: the kind of null context that the network was trained with ("empty" or "zeros").
+    prepare (an attribute): on a CPU each sampling copies the network's weights into a faster layout
+    (see models/prepared.py); False saves the memory, the last bits of pictures differ.
 
     Every mode takes `options` (see SamplingOptions) and `batch_size`: a number, which then holds
     for all batches, or auto; it halves when memory runs out. A picture depends on what is asked of
@@ -71,6 +73,7 @@ class Pipeline:
         self.defaults = defaults
         self.weights = self.asked_weights = weights
         self.device = torch.device(device)
+        self.prepare = True
         self.card: dict[str, Any] = {}
         self.adapters = Adapters(unet, text, adapters)
         known = (0, codec.latent_channels + 1)
@@ -104,7 +107,7 @@ class Pipeline:
     @property
     def parts(self) -> Parts:
         """What is drawn with now: unet and device may be set anew."""
-        return Parts(self.unet, self.codec, self.text, self.objective, self.device)
+        return Parts(self.unet, self.codec, self.text, self.objective, self.device, self.prepare)
 
     def txt2img(
         self,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.diffusion.objective import Objective
+from ldm.models.prepared import PreparedUNet, prepared
 from ldm.pipeline.noise import Noise
 from ldm.pipeline.options import Settings
 from ldm.sampling.denoiser import Denoise, Denoiser
@@ -19,6 +20,8 @@ from ldm.sampling.presets import Sampler, get_sampler
 from ldm.sampling.solvers import ddim
 from ldm.sampling.solvers.moves import OnStep
 from ldm.types import Conditioning
+
+PREPARED_FROM = 10  # steps: preparing a network costs what it saves in about 5
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,22 @@ class Source:
 
 @dataclass(frozen=True)
 class Model:
-    """A network in its own dtype, with what it was trained for."""
+    """A network in its own dtype, with what it was trained for.
 
-    unet: nn.Module
+    prepare: whether the network may be made ready for the many calls of one sampling, on a CPU,
+    where it pays; ready: it is, and the latents are to be brought into this dtype for it.
+    """
+
+    unet: nn.Module | PreparedUNet
     objective: Objective
+    prepare: bool = True
+    ready: torch.dtype | None = None
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.unet.parameters()).dtype
+        if self.ready is not None:
+            return self.ready
+        return next(self.unet.parameters()).dtype  # type: ignore[union-attr]
 
     def project(self, context: Tensor, mask: Tensor | None) -> Any:
         """As UNet.project."""
@@ -58,9 +69,17 @@ class Model:
         out: Tensor = self.unet(x.to(self.dtype), t, context, mask)
         return out
 
-    def denoise(self, cond: Conditioning, uncond: Conditioning, settings: Settings) -> Denoise:
-        """With guidance; made anew for each batch."""
-        return guided(Denoiser(self, self.objective), cond, uncond, settings.guidance)
+    def denoise(
+        self, cond: Conditioning, uncond: Conditioning, settings: Settings, *, steps: int
+    ) -> Denoise:
+        """With guidance; made anew for each batch, so what is prepared is never out of date."""
+        model = self._ready() if self.prepare and steps >= PREPARED_FROM else self
+        return guided(Denoiser(model, self.objective), cond, uncond, settings.guidance)
+
+    def _ready(self) -> Model:
+        if isinstance(self.unet, PreparedUNet):
+            return self
+        return replace(self, unet=prepared(self.unet), ready=self.dtype)
 
     def levels(self, settings: Settings) -> tuple[Sampler, Levels]:
         """The sampler and its levels, from much noise to little."""
@@ -89,7 +108,7 @@ def solve(
             return source.x0
         first = levels.at(0)
         x = first.alpha * source.x0 + first.sigma * eps
-    denoise = model.denoise(cond, uncond, settings)
+    denoise = model.denoise(cond, uncond, settings, steps=levels.steps)
     mask = None if source is None else source.mask
     if source is None or mask is None:
         return sampler.solve(
@@ -107,7 +126,8 @@ def invert(model: Model, cond: Conditioning, x0: Tensor, settings: Settings) -> 
     """
     plain = replace(settings, guidance=replace(settings.guidance, scale=1.0))
     _, levels = model.levels(settings)
-    return ddim(model.denoise(cond, cond, plain), x0, levels.reversed())
+    denoise = model.denoise(cond, cond, plain, steps=levels.steps)
+    return ddim(denoise, x0, levels.reversed())
 
 
 def watched_steps(model: Model, settings: Settings, source: Source | None, count: int) -> list[int]:

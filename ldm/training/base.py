@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from ldm import rng
@@ -19,8 +20,11 @@ from ldm.io.checkpoint import check_card
 from ldm.training import nonfinite
 from ldm.training.ema import EMA
 from ldm.training.groups import freeze
+from ldm.training.launch import Processes
 from ldm.training.optim import OptimSettings, build_optimizer, lr_factor, resumed
 from ldm.training.plan import Plan
+from ldm.training.run_folder import write_card
+from ldm.training.support import Fallback, agreed
 from ldm.types import ImageBatch, LatentBatch
 
 log = logging.getLogger(__name__)
@@ -132,7 +136,9 @@ class TrainedModule(L.LightningModule):
         self.settle()  # the weights change next, and the EMA wants those of the step before
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norms, self.grad_norm = nonfinite.gradient_norms(parameters)
-        if self._gradient_clip is not None:
+        if self._gradient_clip is not None and not _surely_within(
+            self.grad_norm, self._gradient_clip
+        ):
             nn.utils.clip_grads_with_norm_(parameters, self._gradient_clip, self.grad_norm)
         bad = ~torch.isfinite(self.grad_norm)
         if optimizer.defaults["fused"]:  # a GradScaler finds out by itself
@@ -148,6 +154,17 @@ class TrainedModule(L.LightningModule):
             self.plan.accumulate,
         )
         self._rows, self._step_sums = [], {}
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """As Lightning's, which keeps the gradients in memory through the next forward."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad(set_to_none=True)
 
     def settle(self) -> None:
         """Judges the last step: the EMA and the means take it up, or it is reported and dropped.
@@ -222,8 +239,35 @@ class TrainedModule(L.LightningModule):
         }
 
     def setup(self, stage: str) -> None:
+        self._agree()
         if self._ema is not None:
             self._ema.to(self.device)
+
+    # -- what runs instead of what was asked ----------------------------------------------------
+
+    def _agree(self) -> None:
+        """All processes run the same; see `agreed`. The start is the first time that they meet."""
+        trainer = self.trainer
+        here = Processes(trainer.global_rank, trainer.world_size, str(self.device))
+        known = {fallback["key"] for fallback in self.fallbacks}
+        for fallback in agreed(here.gather(self.fallbacks)):
+            if fallback["key"] not in known:
+                self.fall_back(Fallback(**fallback))
+
+    @property
+    def fallbacks(self) -> list[dict[str, Any]]:
+        """What did not run as it was asked for, for the card and the checkpoints."""
+        found: list[dict[str, Any]] = self.card.get("fallbacks", [])
+        return found
+
+    def fall_back(self, fallback: Fallback) -> None:
+        """Notes it and says so once: the first process in a warning, the others in the log."""
+        self.card["fallbacks"] = [*self.fallbacks, fallback.plain()]
+        if self.trainer.is_global_zero:
+            log.warning("%s", fallback)
+            write_card(Path(self.trainer.default_root_dir), self.card)
+        else:
+            log.info("process %d: %s", self.trainer.global_rank, fallback)
 
     # -- logging --------------------------------------------------------------------------------
 
@@ -294,6 +338,14 @@ class TrainedModule(L.LightningModule):
         done = steps * self.plan.accumulate  # micro-batches of *this* run (integration rule 2.3)
         for part in ("total", "current"):
             progress[part].update(ready=done, started=done, processed=done, completed=done - 1)
+
+
+def _surely_within(norm: Tensor, limit: float) -> bool:
+    """Whether clipping would multiply every gradient by 1; on a GPU nobody knows without waiting.
+
+    The factor is torch's: limit / (norm + 1e-6), 1 at most.
+    """
+    return norm.device.type == "cpu" and bool(limit / (norm + 1e-6) >= 1)
 
 
 def _add(totals: dict[str, Tensor], values: dict[str, Tensor]) -> None:

@@ -18,14 +18,9 @@ PACKAGE = "bitsandbytes"
 Closure = Callable[[], Any]
 
 
-def eight_bit_problems() -> list[str]:
-    """Why it cannot be had here."""
-    if importlib.util.find_spec(PACKAGE) is not None:
-        return []
-    return [
-        f"training/optim=adamw8bit needs the package {PACKAGE}: pip install {PACKAGE}; or take "
-        "training/optim=adamw, whose moments take 8 bytes a weight instead of 2"
-    ]
+def is_installed() -> bool:
+    """Whether the package is there; whether it works on a device says capabilities.py."""
+    return importlib.util.find_spec(PACKAGE) is not None
 
 
 def eight_bit_adamw() -> Callable[..., torch.optim.Optimizer]:
@@ -34,9 +29,11 @@ def eight_bit_adamw() -> Callable[..., torch.optim.Optimizer]:
     It also heeds `found_inf`, as torch's fused AdamW does: a step whose gradient is not finite must
     leave no trace in the moments (nonfinite.py).
     """
-    problems = eight_bit_problems()
-    if problems:
-        raise ModuleNotFoundError(problems[0])
+    if not is_installed():
+        raise ModuleNotFoundError(
+            f"training/optim=adamw8bit needs the package {PACKAGE}: pip install {PACKAGE}; or take "
+            "training/optim=adamw, whose moments take 8 bytes a weight instead of 2"
+        )
     base: Any = importlib.import_module(f"{PACKAGE}.optim").AdamW8bit
 
     class AdamW8bit(base):

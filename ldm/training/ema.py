@@ -48,10 +48,9 @@ class EMA:
     def update(self, samples: int) -> None:
         """Averages the present weights in, after an optimiser step over `samples` samples."""
         weight = 1.0 - self.decay(samples)
-        shadows = list(self.shadows.values())
-        torch._foreach_lerp_(
-            shadows, [p.detach().float() for p in self._parameters.values()], weight
-        )
+        # most are fp32 already: a view and a cast of each took a seventh of the time of all this
+        present = [p if p.dtype == torch.float32 else p.float() for p in self._parameters.values()]
+        torch._foreach_lerp_(list(self.shadows.values()), present, weight)
         self.steps += 1
 
     @contextmanager

@@ -17,16 +17,17 @@ from ldm.training.inpainting import InpaintingSettings, joined
 from ldm.types import Conditioning, ImageBatch, LatentBatch
 
 T = TypeVar("T")
+GROUP, GROUP_PX = 8, 2**16  # pictures that the VAE encodes at once for the cache, and their pixels
 
 
 class FrozenEncoders:
     """The VAE and the text encoder, outside the state dict, DDP, `.train()` and the optimiser.
 
     cache_captions, cache_latents: how many encoded captions and pictures to keep in memory (the
-    least recently used go first); 0 encodes everything anew. With a cache every miss is encoded
-    alone, so that what a row becomes does not depend on the rows beside it: a resumed run, whose
-    cache is empty, goes on bit for bit. inpainting: which masks a network that inpaints is trained
-    on; None for any other network.
+    least recently used go first); 0 encodes everything anew. With a cache misses are encoded in
+    groups of one size, filled up where there are fewer, so that what a row becomes does not depend
+    on the rows beside it: a resumed run, whose cache is empty, goes on bit for bit. inpainting:
+    which masks a network that inpaints is trained on; None for any other network.
     """
 
     def __init__(
@@ -66,9 +67,22 @@ class FrozenEncoders:
         """[B,3,H,W] -> [B,2C,h,w], through the cache when there is one; keyed by the pixels."""
         if not self._moments.size:
             return self.codec.moments(pixels)
-        keys = [hashlib.blake2b(row.numpy().tobytes()).digest() for row in pixels.cpu()]
-        rows = self._moments.rows(keys, lambda row: self.codec.moments(pixels[row : row + 1]))
-        return torch.cat(rows)
+        keys = [hashlib.blake2b(row).digest() for row in pixels.cpu().contiguous().numpy()]
+        return torch.cat(self._moments.rows(keys, lambda rows: self._encoded(pixels, rows)))
+
+    def _encoded(self, pixels: Tensor, rows: Sequence[int]) -> list[Tensor]:
+        """Moments [1,2C,h,w] of these rows: half the time of one after the other, on a CPU.
+
+        The size of a group follows from that of the pictures alone.
+        """
+        size = max(1, min(GROUP, GROUP_PX // (pixels.shape[-2] * pixels.shape[-1])))
+        found: list[Tensor] = []
+        for at in range(0, len(rows), size):
+            part = list(rows[at : at + size])
+            filled = part + part[-1:] * (size - len(part))
+            moments = self.codec.moments(pixels[filled])
+            found += [row[None].clone() for row in moments[: len(part)]]  # not a view of the group
+        return found
 
     @torch.no_grad()
     def concat(self, batch: ImageBatch | LatentBatch, purpose: str) -> Tensor | None:
@@ -98,7 +112,9 @@ class FrozenEncoders:
         if not self._contexts.size:
             return self.text.encode(list(captions))
         return Conditioning.cat(
-            self._contexts.rows(captions, lambda row: self.text.encode([captions[row]]))
+            self._contexts.rows(
+                captions, lambda rows: [self.text.encode([captions[row]]) for row in rows]
+            )
         )
 
     def null(self) -> Conditioning:
@@ -130,14 +146,16 @@ class _Cache(Generic[T]):
         self.size = size
         self._kept: OrderedDict[Hashable, T] = OrderedDict()
 
-    def rows(self, keys: Sequence[Hashable], make: Callable[[int], T]) -> list[T]:
-        """The values of these keys; `make(row)` gives that of keys[row] when it is missing."""
-        found = []
-        for row, key in enumerate(keys):
-            if key not in self._kept:
-                self._kept[key] = make(row)
+    def rows(
+        self, keys: Sequence[Hashable], make: Callable[[Sequence[int]], Sequence[T]]
+    ) -> list[T]:
+        """The values of these keys; `make(rows)` gives those of the keys that are missing."""
+        first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in self._kept}
+        missing = sorted(first.values())
+        self._kept.update(zip((keys[row] for row in missing), make(missing), strict=True))
+        for key in keys:
             self._kept.move_to_end(key)
-            found.append(self._kept[key])
+        found = [self._kept[key] for key in keys]
         while len(self._kept) > self.size:
             self._kept.popitem(last=False)
         return found

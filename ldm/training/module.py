@@ -13,11 +13,14 @@ from ldm import rng
 from ldm.adapters.attach import Adapter
 from ldm.diffusion.objective import Objective
 from ldm.training.base import Batch, TrainedModule
+from ldm.training.capabilities import in_a_line
+from ldm.training.compiling import compile_in_place
 from ldm.training.dropout import drop_context
 from ldm.training.encoders import FrozenEncoders
 from ldm.training.optim import OptimSettings
 from ldm.training.plan import Plan
 from ldm.training.prior import PriorLoss
+from ldm.training.support import COMPILE, Fallback
 from ldm.types import Conditioning, Level
 
 NUM_BINS = 10
@@ -98,8 +101,11 @@ class DiffusionModule(TrainedModule):
         return {**super().extra_metrics(), "captions_cut": float(self.encoders.text.truncated)}
 
     def configure_model(self) -> None:
-        if self._compile:
-            self.unet.compile()  # in place: torch.compile(net) would rename every key
+        if self._compile and all(one["key"] != COMPILE for one in self.fallbacks):
+            compile_in_place(self.unet, self._not_compiled)
+
+    def _not_compiled(self, error: Exception) -> None:
+        self.fall_back(Fallback(COMPILE, True, False, f"the compiler: {in_a_line(error)}"))
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

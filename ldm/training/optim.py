@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldm.training.eight_bit import eight_bit_adamw, eight_bit_problems
+from ldm.training.eight_bit import eight_bit_adamw
 from ldm.training.groups import parameter_groups, problems_of, rules_of
 
 SHAPES = ("constant", "cosine", "linear")
@@ -48,8 +48,7 @@ class OptimSettings:
                 found.append(f"training.optim.{name}={getattr(self, name)}; allowed: 0 to 1")
         if self.warmup < 0:
             found.append(f"training.optim.warmup={self.warmup}; samples, 0 or more")
-        found += problems_of(self.groups, "training.optim.groups")
-        return found + (eight_bit_problems() if self.eight_bit else [])
+        return found + problems_of(self.groups, "training.optim.groups")
 
     def summary(self) -> str:
         """The course of the learning rate in words, and who learns otherwise."""

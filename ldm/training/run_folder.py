@@ -103,6 +103,11 @@ def write_folder(run_dir: Path, card: Mapping[str, Any], config: str, plan: str)
     """card.json, config.yaml and plan.txt; called on one process only."""
     files.write_text(run_dir / "config.yaml", config)
     files.write_text(run_dir / "plan.txt", plan + "\n")
+    write_card(run_dir, card)
+
+
+def write_card(run_dir: Path, card: Mapping[str, Any]) -> None:
+    """card.json, whole; called on one process only."""
     text = json.dumps(card, indent=1, ensure_ascii=False, sort_keys=False)
     files.write_text(run_dir / "card.json", text)
 

@@ -21,8 +21,9 @@ from ldm.training.allocator import keep_freed_memory
 from ldm.training.callbacks.checkpointing import DocumentIO
 from ldm.training.launch import cluster_environment, launcher
 from ldm.training.plan import Plan
+from ldm.training.support import FP8
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", FP8)  # support.py says what runs where
 ACCELERATORS = ("auto", "cpu", "gpu")
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
@@ -71,13 +72,18 @@ class TrainerSettings:
         ]
 
     @property
-    def device_count(self) -> int:
-        """Devices of this machine that the run takes."""
+    def device(self) -> str:
+        """cpu or cuda: what `accelerator` comes to on this machine."""
         on_gpu = self.accelerator == "gpu" or (
             self.accelerator == "auto" and torch.cuda.is_available()
         )
+        return "cuda" if on_gpu else "cpu"
+
+    @property
+    def device_count(self) -> int:
+        """Devices of this machine that the run takes."""
         if self.devices == "auto":
-            return torch.cuda.device_count() if on_gpu else 1
+            return torch.cuda.device_count() if self.device == "cuda" else 1
         return int(self.devices)
 
     @property
@@ -103,7 +109,7 @@ def build_trainer(
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # of Lightning's own
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    if settings.accelerator == "cpu" or not torch.cuda.is_available():
+    if settings.device == "cpu":
         keep_freed_memory()
     strategy: str | DDPStrategy = "auto"
     if settings.world_size > 1:
@@ -114,9 +120,7 @@ def build_trainer(
             static_graph=plan.accumulate == 1,  # dies on an assert with accumulation
         )
     return L.Trainer(
-        accelerator="cpu"
-        if settings.accelerator == "auto" and not _gpu()
-        else settings.accelerator,
+        accelerator="gpu" if settings.device == "cuda" else "cpu",
         devices=settings.device_count,
         num_nodes=settings.num_nodes,
         strategy=strategy,
@@ -142,7 +146,3 @@ def build_trainer(
 def _profiler(name: str | None, run_dir: Path) -> Profiler | None:
     """Lightning's profiler of that name; it writes fit-profile.txt into the run folder."""
     return None if name is None else PROFILERS[name](dirpath=run_dir, filename="profile")
-
-
-def _gpu() -> bool:
-    return torch.cuda.is_available()

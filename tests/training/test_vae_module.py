@@ -320,6 +320,6 @@ def test_fp16_gradients_are_too_coarse_for_the_gan(
     vae_cfg: Callable[..., Config], tmp_path: Path
 ) -> None:
     module = build_job(vae_cfg(tmp_path, gan=GAN)).module
-    module.trainer = SimpleNamespace(precision="16-mixed")
+    module.trainer = SimpleNamespace(precision="16-mixed", global_rank=0, world_size=1)
     with pytest.raises(ValueError, match="use bf16-mixed or 32-true"):
         module.setup("fit")

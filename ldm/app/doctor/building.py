@@ -17,6 +17,7 @@ from ldm.app.doctor.findings import Chapter
 from ldm.app.doctor.settings import DoctorSettings
 from ldm.app.job import Job, build_job
 from ldm.app.prior import class_folder
+from ldm.app.support import supported
 from ldm.parts import build, check_train, reason
 
 Config = dict[str, Any]
@@ -34,15 +35,18 @@ def configuration(cfg: Config) -> Chapter:
     return chapter
 
 
-def parts(cfg: Config, checkpoint: Path | None) -> tuple[Job | None, Chapter]:
+def parts(cfg: Config, checkpoint: Path | None, *, here: bool = True) -> tuple[Job | None, Chapter]:
     """What train.py builds before its first step; what it would log as a warning is a finding.
 
+    here: the run is for this machine, so what its device does not do is told, too.
     Where that fails each part is tried by itself, so that one fault does not hide another.
     """
     chapter = Chapter("Parts")
     job = None
     with warnings_of(chapter):
         try:
+            if here:
+                supported(cfg)
             job = build_job(for_here(cfg), checkpoint)
         except FAULTS as error:
             problems = [reason(error), *_one_by_one(cfg, checkpoint)]

@@ -9,9 +9,10 @@ from ldm.data.settings import DataConfig
 from ldm.page import Bars, Facts, Text
 from ldm.parts import build
 from ldm.training.plan import Plan
+from ldm.training.support import FP8
 
 Config = dict[str, Any]
-DTYPES = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
+DTYPES = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16", FP8: "bf16"}
 TIGHT = 0.9  # of the memory; above it an allocator's bad day ends the run
 
 

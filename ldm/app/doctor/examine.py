@@ -48,7 +48,8 @@ def examine(cfg: Config, settings: DoctorSettings) -> list[Chapter]:
 
     resume = Chapter("Resume")
     start = resuming.start_of(cfg, resume)
-    job, parts = building.parts(cfg, start.checkpoint)
+    here = settings.gpu is None and settings.processes is None
+    job, parts = building.parts(cfg, start.checkpoint, here=here)
     text = None if job is None or job.encoders is None else job.encoders.text
     listed = _shards(cfg, settings, text)
     told = [finding.text for chapter in listed for finding in chapter.findings]
