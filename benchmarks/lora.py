@@ -13,23 +13,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
+from doc_tables import Table, spread
+from networks import machine, shape
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ldm.adapters.attach import attach
 from ldm.adapters.lora import DEFAULT_TARGETS_PEFT, LoRA, LoRAConfig
-from ldm.models.unet import UNet, UNetConfig
+from ldm.models.unet import UNet
 
-CONF = Path(__file__).parents[1] / "conf" / "models" / "unet"
 BATCH = {"tiny": 32, "mini": 4}
 TOKENS = 8
 PEFT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the same layers as DEFAULT_TARGETS_PEFT
@@ -38,18 +40,17 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; ratios are ours/PEFT's, below 1 is better."""
+    """One line of the table. speed: PEFT / ours, round by round."""
 
     size: str
     rank: int
     modules: int
     ours_ms: float
     peft_ms: float
-    time_ratio: float
-    time_quartiles: tuple[float, float]
+    speed: float
+    speed_quartiles: tuple[float, float]
     ours_saved_mib: float
     peft_saved_mib: float
-    saved_ratio: float
     ours_state_mib: float
     peft_state_mib: float
     steps: int
@@ -59,9 +60,7 @@ class Contender:
     """A UNet with its LoRA, an optimiser and a batch."""
 
     def __init__(self, size: str, rank: int, device: torch.device, *, peft: bool) -> None:
-        node = yaml.safe_load((CONF / f"{size}.yaml").read_text())
-        del node["_target_"]
-        config = UNetConfig(**node)
+        config = shape(size)
         torch.manual_seed(0)
         unet = UNet(config)
         with torch.no_grad():
@@ -75,12 +74,12 @@ class Contender:
             nn.init.constant_(parameter, 0.01)
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, fused=True)
         draw = torch.Generator().manual_seed(1)
-        shape = (BATCH[size], config.in_channels, config.sample_size, config.sample_size)
-        self.x, self.target = (torch.randn(shape, generator=draw).to(device) for _ in range(2))
+        latents = (BATCH[size], config.in_channels, config.sample_size, config.sample_size)
+        self.x, self.target = (torch.randn(latents, generator=draw).to(device) for _ in range(2))
         assert config.cross_attention_dim is not None
-        context = torch.randn(shape[0], TOKENS, config.cross_attention_dim, generator=draw)
+        context = torch.randn(latents[0], TOKENS, config.cross_attention_dim, generator=draw)
         self.context = context.to(device)
-        self.t = torch.linspace(0.0, 999.0, shape[0]).round().to(device)
+        self.t = torch.linspace(0.0, 999.0, latents[0]).round().to(device)
 
     def predict(self) -> Tensor:
         return self.unet(self.x, self.t, self.context)
@@ -152,7 +151,7 @@ def measure(size: str, rank: int, device: torch.device, seconds: float, steps: i
         else:
             second, first = theirs.timed_step(), ours.timed_step()
             times.append((first, second))
-    low, middle, high = statistics.quantiles([one / other for one, other in times], n=4)
+    low, middle, high = statistics.quantiles([other / one for one, other in times], n=4)
     saved = (ours.saved_mib(), theirs.saved_mib())
     return Row(
         size=size,
@@ -160,31 +159,33 @@ def measure(size: str, rank: int, device: torch.device, seconds: float, steps: i
         modules=len(ours.trained) // 2,
         ours_ms=1e3 * statistics.median(one for one, _ in times),
         peft_ms=1e3 * statistics.median(other for _, other in times),
-        time_ratio=middle,
-        time_quartiles=(low, high),
+        speed=middle,
+        speed_quartiles=(low, high),
         ours_saved_mib=saved[0],
         peft_saved_mib=saved[1],
-        saved_ratio=saved[0] / saved[1],
         ours_state_mib=ours.state_mib(),
         peft_state_mib=theirs.state_mib(),
         steps=len(times),
     )
 
 
-def table(rows: list[Row]) -> str:
+def tables(report: dict[str, Any]) -> dict[str, Table]:
+    """One line a network, for the page."""
+    columns = ("network", "layers", "ours, ms", "PEFT, ms", "speed", "kept, MiB", "trained, MiB")
     lines = [
-        "| UNet | rank | layers | ours, ms | PEFT, ms | time | saved, MiB | saved | trained state |"
-    ]
-    lines += ["|---|---|---|---|---|---|---|---|---|"]
-    for row in rows:
-        low, high = row.time_quartiles
-        lines.append(
-            f"| {row.size} | {row.rank} | {row.modules} | {row.ours_ms:.0f} | {row.peft_ms:.0f} "
-            f"| **{row.time_ratio:.2f}** ({low:.2f}–{high:.2f}) "
-            f"| {row.ours_saved_mib:.0f} / {row.peft_saved_mib:.0f} | **{row.saved_ratio:.2f}** "
-            f"| {row.ours_state_mib:.1f} / {row.peft_state_mib:.1f} MiB |"
+        (
+            f"{row['size']}, rank {row['rank']}",
+            str(row["modules"]),
+            f"{row['ours_ms']:.0f}",
+            f"{row['peft_ms']:.0f}",
+            spread(row["speed"], row["speed_quartiles"], 2),
+            f"{row['ours_saved_mib']:.0f} / {row['peft_saved_mib']:.0f}",
+            f"{row['ours_state_mib']:.1f} / {row['peft_state_mib']:.1f}",
+            str(row["steps"]),
         )
-    return "\n".join(lines)
+        for row in report["rows"]
+    ]
+    return {"lora": Table((*columns, "rounds"), lines)}
 
 
 def main() -> None:
@@ -195,7 +196,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="at most, a size")
     parser.add_argument("--steps", type=int, default=60, help="at most, a contender")
     parser.add_argument("--out", type=Path, default=Path("reports/lora.json"))
+    parser.add_argument("--quick", action="store_true", help="--seconds 8 --sizes tiny")
     args = parser.parse_args()
+    if args.quick:
+        args.seconds, args.sizes = 8.0, ["tiny"]
     name = args.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -203,15 +207,15 @@ def main() -> None:
         measure(size, args.rank, torch.device(name), args.seconds, args.steps)
         for size in args.sizes
     ]
-    print(table(rows))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     report = {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-        "command": " ".join(sys.argv),
+        "name": "lora",
+        "command": f"python {shlex.join(sys.argv)}",
+        "machine": machine(name, 0),
+        "settings": {"rank": args.rank, "seconds": args.seconds},
         "rows": [asdict(row) for row in rows],
     }
+    print(tables(report)["lora"].markdown())
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 

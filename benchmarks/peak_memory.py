@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.profiler import ProfilerActivity, profile
 
 MIB = 2**20
@@ -68,7 +69,8 @@ def live_bytes() -> int:
         tensors = [value for value in gc.get_objects() if isinstance(value, Tensor)]
     tensors += [t.grad for t in tensors if t.is_leaf and t.grad is not None]
     for tensor in tensors:
-        if tensor.device.type == "cpu" and tensor.layout == torch.strided:
+        real = tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor)
+        if real and tensor.layout == torch.strided:
             storage = tensor.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())

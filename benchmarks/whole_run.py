@@ -272,7 +272,7 @@ def parts(report: dict[str, Any], name: str, clock: str) -> tuple[float, float]:
 
 
 def tables(report: dict[str, Any]) -> dict[str, Table]:
-    """whole-run: start, step and whole run of every contender; speed against stock."""
+    """Start, step and whole run of every contender; speed against stock."""
     names = list(dict.fromkeys(row["contender"] for row in report["rows"]))
     stock = next(name for name in STOCK if name in names)
     steps = report["settings"]["pictures"] // BATCH
@@ -293,7 +293,12 @@ def tables(report: dict[str, Any]) -> dict[str, Table]:
                 whole, stock_whole = start + n * epoch, start0 + n * epoch0
                 cells += [figure(whole), f"**{stock_whole / whole:.2f}**"]
             lines.append([name, clock, *cells])
-    return {"whole-run": Table(["contender", *heads], lines)}
+    return {_table_name(report): Table(["contender", *heads], lines)}
+
+
+def _table_name(report: dict[str, Any]) -> str:
+    side = report["settings"]["side_px"]
+    return "whole-run" if side == SIZE_PX else f"whole-run-{side}"
 
 
 def main() -> None:
@@ -310,14 +315,19 @@ def main() -> None:
         rows = measure(case, names, lengths, args.rounds)
     report = {
         "name": "whole_run",
-        "command": f"python {shlex.join(sys.argv)}",
+        "command": f"python {shlex.join(_without_folder(sys.argv, args.script))}",
         "machine": machine("cpu", args.threads),
         "settings": {"pictures": args.pictures, "side_px": args.side, "differences": apart},
         "rows": rows,
     }
-    print(tables(report)["whole-run"].markdown())
+    print(tables(report)[_table_name(report)].markdown())
     if args.out:
         args.out.write_text(json.dumps(report, indent=1))
+
+
+def _without_folder(line: list[str], script: Path | None) -> list[str]:
+    """The command line with no folder of this machine in it."""
+    return [script.name if script and word == str(script) else word for word in line]
 
 
 def parse() -> argparse.Namespace:

@@ -26,6 +26,8 @@ def cpu_has_bf16() -> bool:
     backend = torch.backends.mkldnn.is_available()
     if not backend or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch: believe oneDNN
+        return True
     found = torch.cpu.get_capabilities()
     names = ("avx512_bf16", "amx_bf16", "avx_ne_convert")
     return found.get("architecture") in ARM or any(found.get(name) for name in names)

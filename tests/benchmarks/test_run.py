@@ -11,12 +11,12 @@ import pytest
 
 
 def test_every_benchmark_reports() -> None:
-    from run import ALL, HERE
+    from run import ALL
 
     assert len({benchmark.name for benchmark in ALL}) == len(ALL)
     for benchmark in ALL:
-        assert (HERE / f"{benchmark.name}.py").is_file()
-        assert callable(importlib.import_module(benchmark.name).tables)
+        assert benchmark.path.is_file()
+        assert callable(importlib.import_module(benchmark.path.stem).tables)
 
 
 def test_the_page_is_made_of_the_numbers_beside_it() -> None:
@@ -33,6 +33,18 @@ def test_a_report_without_its_table_on_the_page_is_told() -> None:
 
     with pytest.raises(ValueError, match="the page has tables"):
         fill("# Performance\n", tables_in(NUMBERS))
+
+
+def test_every_comparison_is_in_the_first_table() -> None:
+    from glance import glance
+    from run import ALL, NUMBERS, reports_in
+
+    reports = reports_in(NUMBERS)
+    assert set(reports) == {benchmark.name for benchmark in ALL}
+    without_ratio = {"size", "latents"}
+    for name in set(reports) - without_ratio:
+        assert len(glance({name: reports[name]}).rows) >= 1
+    assert len(glance(reports).rows) == sum(len(glance({n: r}).rows) for n, r in reports.items())
 
 
 @pytest.mark.parametrize(
@@ -73,7 +85,9 @@ def test_a_script_is_run_and_its_failure_is_told(
     monkeypatch.setattr(run, "REPORTS", tmp_path / "reports")
     monkeypatch.setattr(run, "NUMBERS", tmp_path / "numbers")
     monkeypatch.setattr(run, "PAGE", tmp_path / "page.md")
-    (tmp_path / "page.md").write_text("<!-- table good -->\n<!-- end -->\n")
+    (tmp_path / "page.md").write_text(
+        "<!-- table glance -->\n<!-- end -->\n<!-- table good -->\n<!-- end -->\n"
+    )
     monkeypatch.setattr(
         run,
         "ALL",
@@ -89,6 +103,5 @@ def test_a_script_is_run_and_its_failure_is_told(
     assert "it broke" in capfd.readouterr().err
     assert json.loads((tmp_path / "numbers" / "good.json").read_text())["name"] == "good"
     page = (tmp_path / "page.md").read_text()
-    assert "| x | --seconds 3 --out7 |" in page
-    assert page.split("-->\n")[1].startswith("| a | b |")
+    assert "| x | --seconds 3 --out7 |" in page.partition("table good -->")[2]
     assert "threads 1" in (tmp_path / "reports" / "bench.md").read_text()

@@ -23,7 +23,7 @@ def report() -> dict:
             for slower in (0.0, 0.0, 1.0):
                 wall = start + epochs * epoch + slower
                 rows.append({"contender": name, "epochs": epochs, "wall": wall, "cpu": 2 * wall})
-    return {"rows": rows, "settings": {"pictures": 64}}
+    return {"rows": rows, "settings": {"pictures": 64, "side_px": 32}}
 
 
 def test_start_and_epoch_from_two_lengths() -> None:
