@@ -72,9 +72,9 @@ ALL = (
     Benchmark(
         name="whole_run_512",
         script="whole_run",
-        question="the same from JPEGs of 512 px",
-        args="--pictures 1024 --side 512",
-        quick="--quick --side 512",
+        question="the same from JPEGs of 512 px, at 64 px with a VAE of eight pixels a latent",
+        args="--pictures 1024 --side 512 --size 64",
+        quick="--quick --side 512 --size 64",
         their_script=True,
     ),
     Benchmark(name="outside", question="a step outside forward, backward and optimiser"),

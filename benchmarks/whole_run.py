@@ -25,7 +25,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,15 @@ import torch
 from doc_tables import Table, figure
 from networks import machine
 from PIL import Image
+from safetensors.torch import save_file
+
+from ldm.models.vae import VAEConfig, build_vae
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE.parent / "scripts"
-BATCH, SIZE_PX = 32, 32
+BATCH = 32
+SMALL = 32  # px of stored pictures that are PNGs, as make_shards draws them; others are JPEGs
+VAES = {32: (32, 64, 64), 64: (32, 64, 64, 64)}  # px of training -> widths; latents are 8 x 8
 SHOWN = (4, 20)  # epochs of the table
 STOCK = ("diffusers' script", "diffusers' loop")  # the first that has run is what others beat
 Line = list[str]
@@ -44,11 +49,13 @@ Line = list[str]
 
 @dataclass(frozen=True)
 class Case:
-    """Where everything is. pictures: how many; side_px: of the stored pictures."""
+    """Where everything is. pictures: how many; side_px: as they are stored; size_px: as they are
+    trained on, by a VAE of that many levels."""
 
     place: Path
     pictures: int
     side_px: int
+    size_px: int
     threads: int
     script: Path | None
 
@@ -82,7 +89,10 @@ def ours(case: Case, out: Path, samples: int, *, precision: str, disk: bool) -> 
         [
             _script("train"),
             "experiment=quickstart",
-            "init_from=tiny",
+            f"init_from={case.model}",
+            f"models.vae_weights={case.model}",
+            f"models.vae.block_out_channels=[{','.join(map(str, VAES[case.size_px]))}]",
+            f"data.size={case.size_px}",
             f"data.train.shards={shards}",
             f"run_dir={out / 'run'}",
             f"training.max_samples={samples}",
@@ -103,7 +113,7 @@ def ours(case: Case, out: Path, samples: int, *, precision: str, disk: bool) -> 
 def their_loop(case: Case, out: Path, samples: int, *, best: bool) -> list[Line]:
     """Their procedure in our words. best: bf16, one worker, EMA in one call."""
     line = [str(HERE / "their_loop.py"), f"--model={case.model}", f"--data={case.folder}"]
-    line += [f"--out={out}", f"--steps={samples // BATCH}", f"--size={SIZE_PX}"]
+    line += [f"--out={out}", f"--steps={samples // BATCH}", f"--size={case.size_px}"]
     return [line + ["--precision=bf16", "--foreach", "--workers=1"] * best]
 
 
@@ -111,7 +121,7 @@ def their_script(case: Case, out: Path, samples: int, *, best: bool) -> list[Lin
     """Their script, with its defaults but EMA; best as above."""
     line = [str(HERE / "their_script.py"), str(case.script), "--use_ema", "--center_crop"]
     line += [f"--pretrained_model_name_or_path={case.model}", f"--train_data_dir={case.folder}"]
-    line += [f"--output_dir={out}", f"--cache_dir={out / 'cache'}", f"--resolution={SIZE_PX}"]
+    line += [f"--output_dir={out}", f"--cache_dir={out / 'cache'}", f"--resolution={case.size_px}"]
     line += [f"--train_batch_size={BATCH}", f"--max_train_steps={samples // BATCH}"]
     faster = ["--mixed_precision=bf16", "--foreach_ema", "--dataloader_num_workers=1"]
     return [line + faster * best]
@@ -138,7 +148,7 @@ def _script(name: str) -> str:
 
 def prepare(case: Case) -> None:
     """Shards and a folder of the same pictures, and the model as a diffusers folder."""
-    drawn = case.place / "drawn" if case.side_px != SIZE_PX else case.shards
+    drawn = case.place / "drawn" if case.side_px != SMALL else case.shards
     make = [f"data.count={case.pictures}", f"data.side_px={case.side_px}", f"out={drawn}"]
     _run([_script("make_shards"), "source=shapes", *make], case)
     if drawn != case.shards:
@@ -146,6 +156,22 @@ def prepare(case: Case) -> None:
     _unpack(case.shards, case.folder)
     export = ["input=tiny", f"output={case.model}", "format=diffusers", "verify=false"]
     _run([_script("convert"), *export], case)
+    if VAES[case.size_px] != VAES[SMALL]:
+        _another_vae(case.model / "vae", VAES[case.size_px])
+
+
+def _another_vae(folder: Path, widths: tuple[int, ...]) -> None:
+    """An untrained autoencoder in its place: what it takes does not depend on what it knows."""
+    config = json.loads((folder / "config.json").read_text())
+    config["block_out_channels"] = widths
+    for end, kind in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
+        config[f"{end}_block_types"] = [kind] * len(widths)
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    names = {field.name for field in fields(VAEConfig)} & set(config)
+    vae = build_vae(VAEConfig(**{name: config[name] for name in names}))
+    (weights,) = folder.glob("*.safetensors")
+    save_file(vae.state_dict(), weights)
 
 
 def _members(shards: Path) -> Iterator[tuple[str, str, bytes]]:
@@ -187,16 +213,17 @@ def _unpack(shards: Path, folder: Path) -> None:
     (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
 
 
-def differences(model: Path) -> dict[str, float]:
+def differences(model: Path, size_px: int) -> dict[str, float]:
     """Largest difference between our answers and those of their classes on the exported folder."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
     import ldm
 
-    mine = ldm.load("tiny")
+    mine = ldm.load(str(model))
     captions = ["a small red circle", "a large blue star"]
-    pixels = torch.rand(2, 3, SIZE_PX, SIZE_PX, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    noise = torch.rand(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
+    pixels = noise * 2 - 1
     vae: Any = AutoencoderKL.from_pretrained(model, subfolder="vae")
     unet: Any = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
     text = CLIPTextModel.from_pretrained(model, subfolder="text_encoder")
@@ -298,7 +325,7 @@ def tables(report: dict[str, Any]) -> dict[str, Table]:
 
 def _table_name(report: dict[str, Any]) -> str:
     side = report["settings"]["side_px"]
-    return "whole-run" if side == SIZE_PX else f"whole-run-{side}"
+    return "whole-run" if side == SMALL else f"whole-run-{side}"
 
 
 def main() -> None:
@@ -306,9 +333,9 @@ def main() -> None:
     lengths = (1, 3) if args.quick else (1, args.epochs)
     names = [n for n in args.contenders if args.script or not n.startswith("diffusers' script")]
     with tempfile.TemporaryDirectory() as place:
-        case = Case(Path(place), args.pictures, args.side, args.threads, args.script)
+        case = Case(Path(place), args.pictures, args.side, args.size, args.threads, args.script)
         prepare(case)
-        apart = differences(case.model)
+        apart = differences(case.model, args.size)
         print("largest relative differences", apart)
         if max(apart.values()) > 1e-3:
             raise SystemExit("ours and theirs do not agree; times would say nothing")
@@ -317,7 +344,12 @@ def main() -> None:
         "name": "whole_run",
         "command": f"python {shlex.join(_without_folder(sys.argv, args.script))}",
         "machine": machine("cpu", args.threads),
-        "settings": {"pictures": args.pictures, "side_px": args.side, "differences": apart},
+        "settings": {
+            "pictures": args.pictures,
+            "side_px": args.side,
+            "size_px": args.size,
+            "differences": apart,
+        },
         "rows": rows,
     }
     print(tables(report)[_table_name(report)].markdown())
@@ -335,7 +367,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--script", type=Path, help="diffusers' train_text_to_image.py")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--pictures", type=int, default=2048, help=f"a multiple of {BATCH}")
-    parser.add_argument("--side", type=int, default=SIZE_PX, help="px of the stored pictures")
+    parser.add_argument("--side", type=int, default=SMALL, help="px of the stored pictures")
+    parser.add_argument("--size", type=int, default=32, choices=list(VAES), help="px of training")
     parser.add_argument("--epochs", type=int, default=4, help="of the longer run")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)

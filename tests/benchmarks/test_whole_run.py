@@ -106,19 +106,20 @@ def test_the_loop_prepares_pictures_as_the_script_does(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.reference
-def test_both_sides_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [32, 64])
+def test_both_sides_run(tmp_path: Path, size: int) -> None:
     """Exported weights answer as ours do, and two steps of the loop give a folder of weights."""
     from their_loop import train
     from whole_run import Case, differences, prepare
 
-    case = Case(tmp_path, pictures=32, side_px=48, threads=1, script=None)
+    case = Case(tmp_path, pictures=32, side_px=48, size_px=size, threads=1, script=None)
     prepare(case)
-    assert max(differences(case.model).values()) < 1e-4
+    assert max(differences(case.model, size).values()) < 1e-4
     out = tmp_path / "out"
     options = {"precision": "fp32", "foreach": True, "workers": 0}
     train(
         argparse.Namespace(
-            model=case.model, data=case.folder, out=out, steps=2, batch=8, size=32, **options
+            model=case.model, data=case.folder, out=out, steps=2, batch=8, size=size, **options
         )
     )
     assert (out / "unet" / "diffusion_pytorch_model.safetensors").is_file()
