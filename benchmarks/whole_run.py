@@ -78,10 +78,15 @@ class Case:
 def ours(case: Case, out: Path, samples: int, *, precision: str, disk: bool) -> list[Line]:
     """Ours: caches in memory, or latents made first (disk)."""
     shards, first = case.shards, []
+    encoded = [
+        f"models.vae_weights={case.model}",
+        f"models.vae.block_out_channels=[{','.join(map(str, VAES[case.size_px]))}]",
+        f"data.size={case.size_px}",
+    ]
     caches = ["training.cache_latents=16384", "training.cache_captions=256"]
     if disk:
         shards = out / "latents"
-        line = [f"data.train.shards={case.shards}", f"out={shards}", "contexts=true"]
+        line = [f"data.train.shards={case.shards}", f"out={shards}", "contexts=true", *encoded]
         first = [[_script("cache_latents"), *line, "batch_size=32", "device=cpu"]]
         caches = ["data.format=latents", "training.cache_latents=0", "training.cache_captions=0"]
     return [
@@ -90,9 +95,7 @@ def ours(case: Case, out: Path, samples: int, *, precision: str, disk: bool) -> 
             _script("train"),
             "experiment=quickstart",
             f"init_from={case.model}",
-            f"models.vae_weights={case.model}",
-            f"models.vae.block_out_channels=[{','.join(map(str, VAES[case.size_px]))}]",
-            f"data.size={case.size_px}",
+            *encoded,
             f"data.train.shards={shards}",
             f"run_dir={out / 'run'}",
             f"training.max_samples={samples}",

@@ -166,6 +166,9 @@ class TrainedModule(L.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad(set_to_none=True)
 
+    def optimizer_zero_grad(self, *_: Any) -> None:
+        """Nothing is left of the last step: see `optimizer_step`."""
+
     def settle(self) -> None:
         """Judges the last step: the EMA and the means take it up, or it is reported and dropped.
 

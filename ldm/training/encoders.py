@@ -14,7 +14,7 @@ from ldm import rng
 from ldm.models.codec import Codec
 from ldm.models.text.base import TextEncoder
 from ldm.training.inpainting import InpaintingSettings, joined
-from ldm.types import Conditioning, ImageBatch, LatentBatch
+from ldm.types import Conditioning, ImageBatch, LatentBatch, from_levels
 
 T = TypeVar("T")
 GROUP, GROUP_PX = 8, 2**16  # pictures that the VAE encodes at once for the cache, and their pixels
@@ -55,7 +55,7 @@ class FrozenEncoders:
         if isinstance(batch, LatentBatch):
             moments = batch.moments
         else:
-            moments = self.moments(batch.pixels)  # [B,3,H,W] -> [B,2C,h,w]
+            moments = self.moments(batch)
         shape = (moments.shape[1] // 2, *moments.shape[2:])
         x0 = self.codec.latents(moments, rng.normal(self.seed, "vae", batch.index, shape))
         good = torch.isfinite(x0).all()
@@ -63,24 +63,27 @@ class FrozenEncoders:
         return x0
 
     @torch.no_grad()
-    def moments(self, pixels: Tensor) -> Tensor:
-        """[B,3,H,W] -> [B,2C,h,w], through the cache when there is one; keyed by the pixels."""
+    def moments(self, batch: ImageBatch) -> Tensor:
+        """[B,2C,h,w] of the pictures, through the cache when there is one; keyed by their bytes."""
         if not self._moments.size:
-            return self.codec.moments(pixels)
-        keys = [hashlib.blake2b(row).digest() for row in pixels.cpu().contiguous().numpy()]
-        return torch.cat(self._moments.rows(keys, lambda rows: self._encoded(pixels, rows)))
+            return self.codec.moments(batch.pixels)
+        levels = batch.levels.cpu().contiguous().numpy()
+        # the shape, too: white pictures of one area have the same bytes
+        keys = [(levels.shape[1:], hashlib.blake2b(row).digest()) for row in levels]
+        rows = self._moments.rows(keys, lambda rows: self._encoded(batch.levels, rows))
+        return torch.cat(rows)
 
-    def _encoded(self, pixels: Tensor, rows: Sequence[int]) -> list[Tensor]:
+    def _encoded(self, levels: Tensor, rows: Sequence[int]) -> list[Tensor]:
         """Moments [1,2C,h,w] of these rows: half the time of one after the other, on a CPU.
 
         The size of a group follows from that of the pictures alone.
         """
-        size = max(1, min(GROUP, GROUP_PX // (pixels.shape[-2] * pixels.shape[-1])))
+        size = max(1, min(GROUP, GROUP_PX // (levels.shape[1] * levels.shape[2])))
         found: list[Tensor] = []
         for at in range(0, len(rows), size):
             part = list(rows[at : at + size])
             filled = part + part[-1:] * (size - len(part))
-            moments = self.codec.moments(pixels[filled])
+            moments = self.codec.moments(from_levels(levels[filled]))
             found += [row[None].clone() for row in moments[: len(part)]]  # not a view of the group
         return found
 

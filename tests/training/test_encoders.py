@@ -90,9 +90,19 @@ def test_large_pictures_are_encoded_one_by_one_for_the_cache() -> None:
     """Eight of them might not fit into memory."""
     cached, calls = encoders(cache_latents=4), []
     cached.codec.moments = lambda pixels: (calls.append(len(pixels)), pixels[:, :2])[1]
-    cached.moments(torch.rand(2, 3, 256, 256))
-    cached.moments(torch.rand(2, 3, 128, 128))
+    for side in (256, 128):
+        levels = torch.arange(2, dtype=torch.uint8)[:, None, None, None].expand(2, side, side, 3)
+        cached.latents(ImageBatch(levels, CAPTIONS[:2], ("a", "b"), torch.arange(2)))
     assert calls == [1, 1, 4]
+
+
+def test_pictures_of_the_same_bytes_and_another_shape_are_others() -> None:
+    cached = encoders(cache_latents=4)
+    for height, width in ((16, 32), (32, 16)):
+        white = torch.full((1, height, width, 3), 255, dtype=torch.uint8)
+        x0 = cached.latents(ImageBatch(white, CAPTIONS[:1], ("a",), torch.arange(1)))
+        factor = cached.codec.factor
+        assert x0.shape[-2:] == (height // factor, width // factor)
 
 
 def test_every_visit_draws_a_latent_of_its_own() -> None:
