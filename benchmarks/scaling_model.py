@@ -25,9 +25,9 @@ TOKENS = 77
 A100, H100 = "a100-80", "h100"
 MICRO = {256: 64, 512: 16}  # images a forward at most: what conf/experiment/sd15*.yaml have
 
-# measured here, on one core of a busy 2-core machine (--measure), and docs/data.md
-DECODED = 201  # JPEGs of 512 px to 256 px, a second and core
-LATENTS_READ = 17_300  # cached moments of 256 px, a second and core
+# measured here, on one core of a busy 2-core machine (--measure), and docs/performance.md
+DECODED = 596  # JPEGs of 512 px to 256 px, a second and core
+LATENTS_READ = 23_900  # cached moments of 256 px, a second and core
 INDEX_BYTES = 77  # of the index files, a sample
 WALKED = 20_000  # samples a second and core whose place in a shard is found for the first time
 OPENED = 2_400_000  # samples a second and core whose index file is read at a start

@@ -17,6 +17,7 @@ import argparse
 import io
 import itertools
 import json
+import shlex
 import statistics
 import sys
 import tarfile
@@ -82,7 +83,7 @@ def main() -> None:
             rows += step_rows(sweep, points, args.device, args.seconds)
     report = {
         "name": "size",
-        "command": " ".join(["python", "benchmarks/size.py", *sys.argv[1:]]),
+        "command": f"python {shlex.join(sys.argv)}",
         "machine": machine(args.device, args.threads),
         "settings": {"bf16": fast_bf16(args.device), "seconds": args.seconds},
         "rows": [asdict(row) for row in rows],

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def main() -> None:
         rows += new
     report = {
         "name": "train_step",
-        "command": " ".join(["python", "benchmarks/train_step.py", *sys.argv[1:]]),
+        "command": f"python {shlex.join(sys.argv)}",
         "machine": machine(args.device, args.threads),
         "settings": {"clock": args.clock, "seconds": args.seconds},
         "rows": [asdict(row) for row in rows],
