@@ -51,13 +51,10 @@ def _whole_run(report: dict[str, Any]) -> Lines:
     for name in sorted(n for n in names if n.startswith("ours, bf16")):
         found = []
         for epochs in SHOWN:
-            times = [start + epochs * epoch for start, epoch in _pair(parts, report, name, stock)]
-            found.append(f"{times[1] / times[0]:.2f} × over {epochs}")
+            pair = (parts(report, one, "wall") for one in (name, stock))
+            ours, theirs = (start + epochs * epoch for start, epoch in pair)
+            found.append(f"{theirs / ours:.2f} × over {epochs}")
         yield f"{work}, {name.removeprefix('ours, ')}", stock, ", ".join(found) + " epochs", "3; 5"
-
-
-def _pair(parts: Any, report: dict[str, Any], *names: str) -> list[tuple[float, float]]:
-    return [parts(report, name, "wall") for name in names]
 
 
 def _outside(report: dict[str, Any]) -> Lines:
