@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+from functools import partial
 from typing import Any
 
 from ldm.cli import ConfigError
 from ldm.parts import check_drawing, raise_all
 
-log = logging.getLogger(__name__)
 Config = dict[str, Any]
 
 
@@ -17,16 +16,11 @@ def sample(cfg: Config) -> int:
     raise_all(check_drawing(cfg, "sample"))
     from ldm.app.pictures import draw_wishes
     from ldm.app.recipes import EXPECTED, read_wishes
-    from ldm.training.launch import launch
+    from ldm.app.together import on_all
 
     try:
         wishes = read_wishes(cfg)
-        with launch(cfg["devices"], cfg["device"]) as processes:
-            try:
-                draw_wishes(cfg, wishes, processes)
-            except ConfigError:
-                if processes.rank == 0:  # says it for all
-                    raise
     except EXPECTED as error:
         raise ConfigError(str(error)) from error
-    return 0
+    work = partial(draw_wishes, cfg, wishes)
+    return on_all(work, devices=cfg["devices"], device=cfg["device"])

@@ -58,7 +58,7 @@ def train(cfg: Config) -> int:
     job.card["run_id"] = run_folder.run_id(cfg["name"], start.checkpoint)
     text = describe_plan(cfg, job, start.samples)
     if not run_folder.is_main_process():
-        return _fit(cfg, job, start, text)
+        return _fit_and_part(cfg, job, start, text)
     try:
         run_lock.acquire(run_dir)  # before anything in the folder is touched
     except run_lock.RunLockedError as error:
@@ -67,7 +67,7 @@ def train(cfg: Config) -> int:
         Console(stderr=True).print(text, highlight=False)
         run_folder.write_folder(run_dir, job.card, yaml.safe_dump(cfg, sort_keys=False), text)
         job.save_frozen(run_dir / "frozen")
-        return _fit(cfg, job, start, text)
+        return _fit_and_part(cfg, job, start, text)
     finally:
         run_lock.release(run_dir)
 
@@ -89,6 +89,14 @@ def _tidy(run_dir: Path, checkpoint: Path) -> None:
     files.clean_stale(folder)
     files.point_last(folder / newest.name)
     run_lock.release(run_dir)
+
+
+def _fit_and_part(cfg: Config, job: Job, start: Any, plan_text: str) -> int:
+    from ldm.training.launch import part
+
+    code = _fit(cfg, job, start, plan_text)
+    part()  # here, where the trainer is no more
+    return code
 
 
 def _fit(cfg: Config, job: Job, start: Any, plan_text: str) -> int:

@@ -29,13 +29,15 @@ def together(processes: Processes, work: Callable[[], T]) -> T:
 def on_all(work: Callable[[Processes], None], *, devices: Devices, device: str) -> int:
     """Runs `work` on all processes and gives the exit code. Raises ConfigError in the first
     process, for all."""
+    problem = None
     try:
         with launch(devices, device) as processes:
             try:
                 work(processes)
-            except ConfigError:
-                if processes.rank == 0:
-                    raise
+            except ConfigError as error:  # on all: they can part
+                problem = error if processes.rank == 0 else None
     except EXPECTED as error:
         raise ConfigError(str(error)) from error
+    if problem is not None:
+        raise problem
     return 0

@@ -1,7 +1,8 @@
-"""How do several processes share one piece of work that is no training?"""
+"""How do several processes share one piece of work that is no training, and part from any?"""
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -130,7 +131,20 @@ def launch(devices: Devices = 1, device: str = "auto") -> Iterator[Processes]:
     )
     fabric.launch()
     yield Processes(fabric.global_rank, fabric.world_size, str(fabric.device))
-    dist.destroy_process_group()  # not after an error: the others may be in the middle of a call
+    part()
+
+
+def part() -> None:
+    """Ends the process group and its threads; nothing where there is none.
+
+    Not after an error: the others may be in the middle of a call. A thread of gloo that still held
+    a tensor when Python ends would abort the process, all its work being done
+    (github.com/pytorch/pytorch/issues/190489).
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    gc.collect()  # what is left of DistributedDataParallel holds the group, and so the threads
+    dist.destroy_process_group()
 
 
 def _kind(device: str) -> str:

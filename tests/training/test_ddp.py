@@ -25,6 +25,19 @@ CHANGES = (
     "training.save_every=80",
     "training.optim.warmup=80",
 )
+# Python reads it at its start in every process; what is registered first is called last
+LEFT_AT_THE_END = """
+import atexit, os, pathlib
+
+
+def write():
+    tasks = pathlib.Path("/proc/self/task").glob("*")  # Linux
+    names = [(task / "comm").read_text() for task in tasks]
+    (pathlib.Path(__file__).parent / f"threads.{os.getpid()}").write_text("".join(names))
+
+
+atexit.register(write)
+"""
 
 
 def test_two_processes_are_one(
@@ -37,8 +50,13 @@ def test_two_processes_are_one(
 ) -> None:
     """gloo, started by Lightning. Same global batch, 20 steps; 3 prompts on 2 ranks."""
     two = tmp_path / "two"
-    done = script("train", *CHANGES, f"run_dir={two}", "training.trainer.devices=2", cwd=tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(LEFT_AT_THE_END)
+    line = (*CHANGES, f"run_dir={two}", "training.trainer.devices=2")
+    done = script("train", *line, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
+    left = [path.read_text() for path in tmp_path.glob("threads.*")]
+    assert len(left) >= 2
+    assert not any("gloo" in names for names in left)  # or at times: SIGABRT
     assert "8 = 2 device(s) x micro_batch 4 x accumulation 1" in (two / "plan.txt").read_text()
     one = tiny_run(tmp_path / "one", *CHANGES)
 
