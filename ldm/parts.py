@@ -21,9 +21,9 @@ from ldm.check import (
     unknown_keys,
 )
 from ldm.cli import CONF, ConfigError
+from ldm.models.dtypes import DTYPES
 
 Config = dict[str, Any]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TASKS = ("diffusion", "vae", "clip")
 GROUPS = [
     "data",

@@ -8,7 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ldm.parts import DTYPES, build
+from ldm.models.dtypes import DTYPES
+from ldm.parts import build
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]

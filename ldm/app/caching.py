@@ -7,10 +7,12 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 
+from ldm.app.support import with_supported_dtypes
 from ldm.check import group_problems, missing_values, target_problems, type_problem, unknown_keys
 from ldm.cli import ConfigError
 from ldm.gallery import progress_bar
-from ldm.parts import DTYPES, build, raise_all, reason
+from ldm.models.dtypes import DTYPES
+from ldm.parts import build, raise_all, reason
 
 Config = dict[str, Any]
 KEYS = ["data", "models", "out", "contexts", "batch_size", "devices", "device"]
@@ -23,8 +25,9 @@ def cache_latents(cfg: Config) -> int:
     from ldm.data.source import open_data
     from ldm.io.frozen import frozen_codec, load_vae_weights
     from ldm.training.cache_latents import Encoders, cache_latents, cache_problems
-    from ldm.training.launch import launch
+    from ldm.training.launch import device_kind, launch
 
+    cfg = with_supported_dtypes(cfg, device_kind(cfg["device"]))
     models = cfg["models"]
     # no sample is held out: a validation set is cached by a call of its own
     source = cfg["data"]["train"]["shards"]

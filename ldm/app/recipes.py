@@ -13,7 +13,8 @@ from typing import Any
 from ldm import gallery, pipeline
 from ldm.gallery import Wish
 from ldm.images import read_mask, read_picture
-from ldm.parts import DTYPES, PICTURE, check_picture, raise_all
+from ldm.models.dtypes import DTYPES
+from ldm.parts import PICTURE, check_picture, raise_all
 from ldm.pipeline import Pipeline, SamplingOptions
 from ldm.pipeline.inputs import size_problems
 from ldm.pipeline.tiles import is_tiled

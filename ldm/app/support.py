@@ -24,6 +24,27 @@ def supported(cfg: Config) -> tuple[Config, list[Any]]:
 
     asked = _asked(cfg)
     found = fallbacks(asked)
+    cfg = _taking(cfg, found)
+    if run_folder.is_main_process():
+        note, warning = cpu_notes(asked.device, cfg["training"]["trainer"]["precision"])
+        if note:
+            log.info("%s", note)
+        if warning:
+            log.warning("%s", warning)
+    return cfg, found
+
+
+def with_supported_dtypes(cfg: Config, device: str) -> Config:
+    """cfg with dtypes of its frozen models that `device` (cpu, cuda) computes in."""
+    from ldm.training.support import dtype_fallbacks
+
+    return _taking(cfg, list(dtype_fallbacks(device, _dtypes(cfg))))
+
+
+def _taking(cfg: Config, found: list[Any]) -> Config:
+    """cfg with what runs instead of what was asked; the first process says so."""
+    from ldm.training import run_folder
+
     cfg = deepcopy(cfg)
     for fallback in found:
         *path, name = fallback.key.split(".")
@@ -31,15 +52,13 @@ def supported(cfg: Config) -> tuple[Config, list[Any]]:
         for key in path:
             node = node[key]
         node[name] = fallback.runs
-    if run_folder.is_main_process():
-        for fallback in found:
+        if run_folder.is_main_process():
             log.warning("%s", fallback)
-        note, warning = cpu_notes(asked.device, cfg["training"]["trainer"]["precision"])
-        if note:
-            log.info("%s", note)
-        if warning:
-            log.warning("%s", warning)
-    return cfg, found
+    return cfg
+
+
+def _dtypes(cfg: Config) -> dict[str, str]:
+    return {key: value for key in DTYPES if (value := _at(cfg, key))}
 
 
 def _asked(cfg: Config) -> Any:
@@ -54,7 +73,7 @@ def _asked(cfg: Config) -> Any:
         compile=training["compile"],
         channels_last=training["channels_last"],
         eight_bit=training["optim"]["eight_bit"],
-        dtypes={key: value for key in DTYPES if (value := _at(cfg, key)) and diffusion},
+        dtypes=_dtypes(cfg) if diffusion else {},
         fp16=not adversarial,
         network=diffusion,
     )

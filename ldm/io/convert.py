@@ -20,7 +20,7 @@ from ldm.io.native import complete_card, save_run
 from ldm.io.said import Hints
 from ldm.io.single_write import Parts, save_single
 from ldm.io.source import Source, Tensors, shape_of, stream
-from ldm.models.text.base import DTYPES
+from ldm.models.dtypes import DTYPES
 
 log = logging.getLogger(__name__)
 FORMATS = ("single", "diffusers", "native")

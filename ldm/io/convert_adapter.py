@@ -17,7 +17,7 @@ from ldm.io.embedding import SUFFIXES, read_embedding, write_embedding
 from ldm.io.hypernetwork import read_hypernetwork, write_hypernetwork
 from ldm.io.load import Model, build, open_source
 from ldm.io.lora import read_lora, write_lora
-from ldm.models.text.base import DTYPES
+from ldm.models.dtypes import DTYPES
 
 log = logging.getLogger(__name__)
 FORMATS = {  # by what is written: suffixes of its file

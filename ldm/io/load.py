@@ -34,7 +34,8 @@ from ldm.io.single import open_single
 from ldm.io.single_write import Parts
 from ldm.io.source import Source, Tensors, choose, dtype_of, fill
 from ldm.models.codec import Codec
-from ldm.models.text.base import DTYPES, TextEncoder
+from ldm.models.dtypes import DTYPES
+from ldm.models.text.base import TextEncoder
 from ldm.models.unet import UNet
 
 log = logging.getLogger(__name__)

@@ -7,15 +7,9 @@ from pathlib import Path
 import torch
 
 from ldm.diffusion.objective import objective_from_spec
+from ldm.models.dtypes import dtype_here
 from ldm.pipeline.options import SamplingDefaults
 from ldm.pipeline.pipeline import Pipeline
-
-DTYPES = {
-    "auto": None,
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 
 
 def load(
@@ -24,16 +18,13 @@ def load(
     """A Pipeline from `tiny`, a run folder, a .ckpt or a folder of weights.
 
     weights: `ema` (wherever the file has them) or `raw`; device: auto, cpu, cuda, …; dtype: auto
-    (bf16 on a GPU, fp32 on a CPU), fp32, bf16 or fp16. Raises FileNotFoundError or ValueError
-    that say what the path holds instead.
+    (bf16 on a GPU that has it, else fp32), fp32, bf16 or fp16. Raises FileNotFoundError or
+    ValueError that say what the path holds instead.
     """
     from ldm.io.load import load_model
 
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
-    default = torch.bfloat16 if torch.device(chosen).type == "cuda" else torch.float32
-    model = load_model(path, weights=weights, dtype=DTYPES[dtype] or default)
+    model = load_model(path, weights=weights, dtype=dtype_here(dtype, chosen))
     sampling = {**model.card["sampling"], "size": tuple(model.card["sampling"]["size"])}
     for adapter in model.adapters.values():
         adapter.to(chosen)

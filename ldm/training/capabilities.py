@@ -33,14 +33,6 @@ def cpu_has_bf16() -> bool:
     return found.get("architecture") in ARM or any(found.get(name) for name in names)
 
 
-def bf16_problem(device: str) -> str | None:
-    """A CPU can, if slowly: see `cpu_has_bf16`."""
-    if device != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False):
-        return None
-    major, minor = torch.cuda.get_device_capability()
-    return f"this GPU's compute capability {major}.{minor} has no bf16, which begins at 8.0"
-
-
 def compile_problem(device: str) -> str | None:
     """Compiles a function of one line, forward and backward: seconds, of the minutes to come.
 

@@ -104,7 +104,7 @@ def launch(devices: Devices = 1, device: str = "auto") -> Iterator[Processes]:
     should be found before. Raises ValueError when there are fewer devices or the launcher started
     another number.
     """
-    kind = _kind(device)
+    kind = device_kind(device)
     count = _count(devices, kind, device)
     started = launcher()
     if started is not None and devices not in ("auto", 1, started.per_node):
@@ -147,7 +147,7 @@ def part() -> None:
     dist.destroy_process_group()
 
 
-def _kind(device: str) -> str:
+def device_kind(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device).type

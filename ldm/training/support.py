@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ldm.models import dtypes
 from ldm.training import capabilities
 
 FP8 = "transformer-engine"
@@ -53,7 +54,7 @@ def fallbacks(asked: Asked) -> list[Fallback]:
 
     What is missing is only looked for when it is asked for: trying the compiler takes seconds.
     """
-    found = [*_precision(asked), *_dtypes(asked)]
+    found = [*_precision(asked), *dtype_fallbacks(asked.device, asked.dtypes)]
     device = asked.device
     if asked.compile:
         reason = (
@@ -78,7 +79,7 @@ def _precision(asked: Asked) -> Iterator[Fallback]:
         slow = on_cpu and not capabilities.cpu_has_bf16()
         runs = "32-true" if slow else "bf16-mixed"
         reasons.append(_no_fp8(asked.device))
-    if runs == "bf16-mixed" and (reason := capabilities.bf16_problem(asked.device)):
+    if runs == "bf16-mixed" and (reason := dtypes.bf16_problem(asked.device)):
         runs = "16-mixed" if asked.fp16 else "32-true"
         reasons.append(reason)
     if runs == "16-mixed" and on_cpu:
@@ -97,10 +98,10 @@ def _no_fp8(device: str) -> str:
     )
 
 
-def _dtypes(asked: Asked) -> Iterator[Fallback]:
-    """Frozen parts: float16 would overflow in the VAE, so fp32 it is."""
-    reason = capabilities.bf16_problem(asked.device)
-    for key, dtype in asked.dtypes.items():
+def dtype_fallbacks(device: str, asked: Mapping[str, str]) -> Iterator[Fallback]:
+    """Of frozen parts: float16 would overflow in the VAE, so fp32 it is. asked: dtypes by key."""
+    reason = dtypes.bf16_problem(device)
+    for key, dtype in asked.items():
         if dtype == "bf16" and reason is not None:
             yield Fallback(key, dtype, "fp32", reason)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 from ldm import app
 from ldm.app.job import build_job
 from ldm.cli import ConfigError
+from ldm.models import dtypes
 from ldm.training import cache_latents as caching
 
 Config = dict[str, Any]
@@ -84,6 +86,21 @@ def test_the_manifest_says_what_made_it(cache: Callable[..., Path]) -> None:
     with tarfile.open(next(folder.glob("*.tar"))) as archive:
         names = {name.partition(".")[2] for name in archive.getnames()}
     assert names == {"context.npy", "json", "moments.npy", "txt"}
+
+
+def test_dtypes_that_do_not_run_here_are_fp32(
+    cache: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def written(folder: Path) -> list[bytes]:
+        return [path.read_bytes() for path in sorted(folder.glob("*.tar"))]
+
+    asked = ("models.vae_dtype=bf16", "models.text.dtype=bf16", "contexts=true")
+    plain, in_bf16 = cache("contexts=true", out="fp32"), cache(*asked, out="bf16")
+    monkeypatch.setattr(dtypes, "bf16_problem", lambda device: "as on an old GPU")
+    fallen_back = cache(*asked, out="instead")
+    assert written(fallen_back) == written(plain) != written(in_bf16)
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert [line.partition(" does not run here")[0] for line in said] == list(asked[:2])
 
 
 def test_a_half_done_cache_goes_on(

@@ -43,14 +43,6 @@ def test_the_compiler_is_really_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert capabilities.compile_problem("cpu") is None
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_bf16_begins_at_a_compute_capability(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    reason = capabilities.bf16_problem(device)
-    assert reason is None if device == "cpu" else "compute capability 7.5 has no bf16" in reason
-
-
 @pytest.mark.parametrize(
     ("found", "has"),
     [

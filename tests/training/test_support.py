@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ldm.models import dtypes
 from ldm.training import capabilities
 from ldm.training.support import Asked, agreed, cpu_notes, fallbacks
 
@@ -23,7 +24,8 @@ NOTHING: dict[str, Any] = {
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine that can do everything; tests take something away. Nothing is really tried."""
     monkeypatch.setattr(capabilities, "cpu_has_bf16", lambda: True)
-    for name in ("bf16_problem", "compile_problem", "eight_bit_problem"):
+    monkeypatch.setattr(dtypes, "bf16_problem", lambda device: None)
+    for name in ("compile_problem", "eight_bit_problem"):
         monkeypatch.setattr(capabilities, name, lambda device: None)
     return monkeypatch
 
@@ -67,7 +69,7 @@ def test_precision_falls_to_the_next_that_runs(
     machine: pytest.MonkeyPatch, device: str, asked: str, fp16: bool, lacking: str, runs: str | None
 ) -> None:
     if lacking == "bf16":
-        machine.setattr(capabilities, "bf16_problem", lambda device: "capability 7.5 has no bf16")
+        machine.setattr(dtypes, "bf16_problem", lambda device: "capability 7.5 has no bf16")
     if lacking == "cpu_has_bf16":
         machine.setattr(capabilities, "cpu_has_bf16", lambda: False)
     got = found(device=device, precision=asked, fp16=fp16)
@@ -79,9 +81,9 @@ def test_precision_falls_to_the_next_that_runs(
 
 
 def test_frozen_parts_take_fp32_where_there_is_no_bf16(machine: pytest.MonkeyPatch) -> None:
-    machine.setattr(capabilities, "bf16_problem", lambda device: "no bf16")
-    dtypes = {"models.vae_dtype": "bf16", "models.text.dtype": "fp16"}
-    assert found(device="cuda", dtypes=dtypes) == {"models.vae_dtype": ("fp32", "no bf16")}
+    machine.setattr(dtypes, "bf16_problem", lambda device: "no bf16")
+    asked = {"models.vae_dtype": "bf16", "models.text.dtype": "fp16"}
+    assert found(device="cuda", dtypes=asked) == {"models.vae_dtype": ("fp32", "no bf16")}
 
 
 @pytest.mark.parametrize(

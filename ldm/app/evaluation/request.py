@@ -12,7 +12,8 @@ from ldm.check import group_problems, nearest, target_problems, type_problem, un
 from ldm.cli import CONF
 from ldm.evaluation.metrics import BETTER, name_problems
 from ldm.evaluation.preset import INCEPTION, Preset
-from ldm.parts import DTYPES, build, raise_all
+from ldm.models.dtypes import DTYPES
+from ldm.parts import build, raise_all
 
 Config = dict[str, Any]
 LOGGERS = ("tensorboard", "wandb")

@@ -11,7 +11,8 @@ import yaml
 
 from ldm.check import type_problem, unknown_keys
 from ldm.cli import CONF
-from ldm.parts import DTYPES, raise_all
+from ldm.models.dtypes import DTYPES
+from ldm.parts import raise_all
 
 Config = dict[str, Any]
 TYPES: dict[str, Any] = {

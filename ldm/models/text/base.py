@@ -12,12 +12,12 @@ from typing import Protocol, Self
 import torch
 from torch import nn
 
+from ldm.models.dtypes import DTYPES
 from ldm.types import Conditioning
 
 Spec = dict[str, str | int | bool]
 
 NULLS = ("empty", "zeros")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TextEncoder(Protocol):
