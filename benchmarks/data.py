@@ -18,21 +18,19 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
 import math
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import reporting
 import torch
 import webdataset as wds
 from doc_tables import Table
-from networks import machine
 from numpy.typing import NDArray
 from photographs import write_photographs
 from PIL import Image
@@ -111,17 +109,9 @@ def main() -> None:
         )
         for name in CONTENDERS
     ]
-    report = {
-        "name": "data",
-        "command": f"python benchmarks/data.py {' '.join(sys.argv[1:])}".strip(),
-        "machine": machine("cpu", 1),
-        "settings": {key: value for key, value in vars(args).items() if key != "out"},
-        "rows": [asdict(row) for row in rows],
-    }
-    for name, table in tables(report).items():
-        print(f"{name}\n{table.markdown()}")
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    settings = {key: value for key, value in vars(args).items() if key != "out"}
+    made = reporting.new("data", device="cpu", threads=1, settings=settings, rows=rows)
+    reporting.finish(made, tables(made), args.out)
 
 
 def parse() -> argparse.Namespace:

@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
 import statistics
-import sys
 import tarfile
 import tempfile
 import time
@@ -26,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import reporting
 import torch
 import torch.nn.functional as F
 import webdataset as wds
 from doc_tables import Table, figure
-from networks import machine, shape
+from networks import shape
 from turns import CLOCKS, quartiles, take_turns, with_quartiles
 
 from ldm.data.settings import DataConfig, TrainSource, ValSource
@@ -59,18 +58,11 @@ def main() -> None:
         }
         for name in rates
     ]
-    report = {
-        "name": "latents",
-        "command": f"python benchmarks/latents.py {' '.join(sys.argv[1:])}".strip(),
-        "machine": machine("cpu", 1),
-        "settings": {key: value for key, value in vars(args).items() if key != "out"},
-        "rows": rows,
-        "waiting": waiting,
-    }
-    for name, table in tables(report).items():
-        print(f"{name}\n{table.markdown()}")
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    settings = {key: value for key, value in vars(args).items() if key != "out"}
+    made = reporting.new(
+        "latents", device="cpu", threads=1, settings=settings, rows=rows, waiting=waiting
+    )
+    reporting.finish(made, tables(made), args.out)
 
 
 def parse() -> argparse.Namespace:

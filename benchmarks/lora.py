@@ -12,19 +12,17 @@ gradients and optimiser state of what is trained.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import statistics
-import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import reporting
 import torch
 import torch.nn.functional as F
 from doc_tables import Table, spread
-from networks import machine, shape
+from networks import shape
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -207,16 +205,9 @@ def main() -> None:
         measure(size, args.rank, torch.device(name), args.seconds, args.steps)
         for size in args.sizes
     ]
-    report = {
-        "name": "lora",
-        "command": f"python {shlex.join(sys.argv)}",
-        "machine": machine(name, 0),
-        "settings": {"rank": args.rank, "seconds": args.seconds},
-        "rows": [asdict(row) for row in rows],
-    }
-    print(tables(report)["lora"].markdown())
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    settings = {"rank": args.rank, "seconds": args.seconds}
+    made = reporting.new("lora", device=name, threads=0, settings=settings, rows=rows)
+    reporting.finish(made, tables(made), args.out)
 
 
 if __name__ == "__main__":

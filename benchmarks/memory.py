@@ -12,17 +12,16 @@ a CPU, every allocation counted (peak_memory.py).
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import reporting
 import torch
 from doc_tables import Table, figure
 from flops import FACTOR, NETWORKS, PUBLISHED, SIZES_PX, TOKENS, counts
-from networks import OURS, REFERENCE, machine, reference, shape
+from networks import OURS, REFERENCE, reference, shape
 from sd15_contender import STOCK, Case
 from sd15_step import Running
 from torch import Tensor, nn
@@ -80,20 +79,16 @@ def main() -> None:
         for size, px, batch in SMALL[: 1 if args.quick else None]
         for whose in NAMES
     ]
-    report = {
-        "name": "memory",
-        "command": " ".join(["python", "benchmarks/memory.py", *sys.argv[1:]]),
-        "machine": machine("cpu", args.threads),
-        "settings": {"bf16": True, "ema": True, "tokens": TOKENS},
-        "rows": [asdict(row) for row in derived_rows()],
-        "counted": [asdict(row) for row in small],
-        "flops": flop_rows(),
-    }
-    for name, made in tables(report).items():
-        print(f"{name}\n\n{made.markdown()}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{report['machine']}\nwritten to {args.out}")
+    made = reporting.new(
+        "memory",
+        device="cpu",
+        threads=args.threads,
+        settings={"bf16": True, "ema": True, "tokens": TOKENS},
+        rows=derived_rows(),
+        counted=[asdict(row) for row in small],
+        flops=flop_rows(),
+    )
+    reporting.finish(made, tables(made), args.out)
 
 
 # -- derived --------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -51,18 +50,3 @@ def reference(unet: UNet) -> Any:
     theirs: Any = UNet2DConditionModel(**fields)
     theirs.load_state_dict(unet.state_dict())
     return theirs
-
-
-def machine(device: str, threads: int) -> dict[str, Any]:
-    """What it was measured on. threads 0: torch's default."""
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        cpus = Path("/proc/cpuinfo")
-        lines = cpus.read_text().splitlines() if cpus.exists() else []
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        name = names[0] if names else platform.processor()
-    facts = {"device": name, "threads": threads or torch.get_num_threads()}
-    if device == "cpu":
-        facts["bf16 instructions"] = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return {**facts, "torch": torch.__version__, "python": platform.python_version()}

@@ -12,8 +12,6 @@ is timed by itself and spread over the samples between two.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -28,12 +26,12 @@ from typing import Any
 
 import hydra
 import lightning.pytorch.loops.fetchers as fetchers
+import reporting
 import torch
 from doc_tables import Table, figure
 from lightning.pytorch.loops.optimization.automatic import Closure
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import Strategy
-from networks import machine
 from omegaconf import OmegaConf
 
 from ldm import app, cli
@@ -277,16 +275,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         for precision in args.precisions:
             rows.append(measure(Path(place), precision=precision, **options))
-    report = {
-        "name": "outside",
-        "command": f"python {shlex.join(sys.argv)}",
-        "machine": machine("cpu", args.threads),
-        "settings": {**options, "batch": BATCH},
-        "rows": rows,
-    }
-    print(tables(report)["outside"].markdown())
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1))
+    settings = {**options, "batch": BATCH}
+    made = reporting.new(
+        "outside", device="cpu", threads=args.threads, settings=settings, rows=rows
+    )
+    reporting.finish(made, tables(made), args.out)
 
 
 if __name__ == "__main__":

@@ -16,18 +16,17 @@ one thread.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import reporting
 import torch
 from doc_tables import Table, spread
-from networks import OURS, REFERENCE, machine, network, shape
+from networks import OURS, REFERENCE, network, shape
 from torch import Tensor, nn
 
 from ldm.diffusion.objective import Objective
@@ -87,17 +86,8 @@ def main() -> None:
             new = measure(case, whose, args.dtypes, seconds=args.seconds)
             print(lines(new, header=not rows), flush=True)
             rows += new
-    report = {
-        "name": "sample",
-        "command": " ".join(["python", "benchmarks/sample.py", *sys.argv[1:]]),
-        "machine": machine(args.device, 0),
-        "settings": settings,
-        "rows": [asdict(row) for row in rows],
-    }
-    print(report["machine"], settings)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    made = reporting.new("sample", device=args.device, threads=0, settings=settings, rows=rows)
+    reporting.finish(made, tables(made), args.out)
 
 
 def parse() -> argparse.Namespace:

@@ -24,10 +24,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import reporting
 import torch
 from doc_tables import Table, figure, spread
 from flops import data_sheet_peak, matmul_peak, mfu
-from networks import machine
 from sd15_contender import CLOCKS, CONTENDERS, STOCK, STOCK_COMPILED, Case
 
 KNOWN = {contender.name: contender for contender in CONTENDERS}
@@ -61,23 +61,19 @@ class Row:
 
 def main() -> None:
     args = parse()
-    report = {
-        "name": "sd15_step",
-        "command": " ".join(["python", "benchmarks/sd15_step.py", *sys.argv[1:]]),
-        "machine": machine(args.device, args.threads),
-        "settings": {"size": args.size, "turns": args.turns, "steps": args.steps, "bf16": True},
-        "rows": [],
-    }
+    made = reporting.new(
+        "sd15_step",
+        device=args.device,
+        threads=args.threads,
+        settings={"size": args.size, "turns": args.turns, "steps": args.steps, "bf16": True},
+        rows=[],
+    )
     if args.size == "sd15" and args.device == "cpu":
-        report["not_run"] = NO_GPU
+        made["not_run"] = NO_GPU
         print(f"{NO_GPU}: not run. --size tiny tries the benchmark on a CPU")
     else:
-        measure_all(args, report)
-    for name, made in tables(report).items():
-        print(f"\n{name}\n\n{made.markdown()}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{report['machine']}\nwritten to {args.out}")
+        measure_all(args, made)
+    reporting.finish(made, tables(made), args.out)
 
 
 def parse() -> argparse.Namespace:

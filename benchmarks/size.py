@@ -16,23 +16,21 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
-import shlex
 import statistics
-import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import reporting
 import torch
 import torch.nn.functional as F
 from doc_tables import Table, figure
-from networks import OURS, machine, network, shape
+from networks import OURS, network, shape
 
 from ldm.data.settings import DataConfig, TrainSource, ValSource
 from ldm.data.source import open_data
@@ -81,21 +79,18 @@ def main() -> None:
             rows += shard_rows(points)
         else:
             rows += step_rows(sweep, points, args.device, args.seconds)
-    report = {
-        "name": "size",
-        "command": f"python {shlex.join(sys.argv)}",
-        "machine": machine(args.device, args.threads),
-        "settings": {"bf16": fast_bf16(args.device), "seconds": args.seconds},
-        "rows": [asdict(row) for row in rows],
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
-    for table in tables(report).values():
-        print(table.markdown())
+    made = reporting.new(
+        "size",
+        device=args.device,
+        threads=args.threads,
+        settings={"bf16": fast_bf16(args.device), "seconds": args.seconds},
+        rows=rows,
+    )
+    reporting.finish(made, tables(made), args.out)
     if args.plot:
         from size_plot import plot
 
-        plot(report, args.plot)
+        plot(made, args.plot)
 
 
 def parse() -> argparse.Namespace:

@@ -12,9 +12,7 @@ cache and modules compiled, as they are for whoever has trained before.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -23,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import reporting
 from doc_tables import Table, spread
 
 ROOT = Path(__file__).parents[1]
@@ -141,19 +140,11 @@ def main() -> None:
     args = parser.parse_args()
     runs = 1 if args.quick else args.runs
     rows = measure(args.root.resolve(), runs, args.threads)
-    from networks import machine
-
-    report = {
-        "name": "startup",
-        "command": shlex.join(["python", "benchmarks/startup.py", *sys.argv[1:]]),
-        "machine": machine("cpu", args.threads),
-        "settings": {"runs": runs, "batch": BATCH, "load": round(os.getloadavg()[0], 1)},
-        "rows": rows,
-    }
-    print(tables(report)["startup"].markdown(), end="")
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    settings = {"runs": runs, "batch": BATCH, "load": round(os.getloadavg()[0], 1)}
+    made = reporting.new(
+        "startup", device="cpu", threads=args.threads, settings=settings, rows=rows
+    )
+    reporting.finish(made, tables(made), args.out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
 import subprocess
 import sys
@@ -25,9 +24,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import reporting
 import torch
 from doc_tables import Table, spread
-from networks import machine
 from train_step_contender import BATCH, CONTENDERS, STOCK, Case, Contender
 
 SETTINGS = {contender.name: contender for contender in CONTENDERS}
@@ -58,16 +57,11 @@ def main() -> None:
         new = measure(case, args.contenders, seconds=args.seconds, steps=args.steps)
         print(table(new, header=not rows), flush=True)
         rows += new
-    report = {
-        "name": "train_step",
-        "command": f"python {shlex.join(sys.argv)}",
-        "machine": machine(args.device, args.threads),
-        "settings": {"clock": args.clock, "seconds": args.seconds},
-        "rows": [asdict(row) for row in rows],
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{report['machine']}, clock {args.clock}\nwritten to {args.out}")
+    settings = {"clock": args.clock, "seconds": args.seconds}
+    made = reporting.new(
+        "train_step", device=args.device, threads=args.threads, settings=settings, rows=rows
+    )
+    reporting.finish(made, tables(made), args.out)
 
 
 def parse() -> argparse.Namespace:

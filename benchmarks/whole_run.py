@@ -29,9 +29,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import reporting
 import torch
 from doc_tables import Table, figure
-from networks import machine
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -343,21 +343,20 @@ def main() -> None:
         if max(apart.values()) > 1e-3:
             raise SystemExit("ours and theirs do not agree; times would say nothing")
         rows = measure(case, names, lengths, args.rounds)
-    report = {
-        "name": "whole_run",
-        "command": f"python {shlex.join(_without_folder(sys.argv, args.script))}",
-        "machine": machine("cpu", args.threads),
-        "settings": {
+    made = reporting.new(
+        "whole_run",
+        device="cpu",
+        threads=args.threads,
+        settings={
             "pictures": args.pictures,
             "side_px": args.side,
             "size_px": args.size,
             "differences": apart,
         },
-        "rows": rows,
-    }
-    print(tables(report)[_table_name(report)].markdown())
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1))
+        rows=rows,
+        line=_without_folder(sys.argv[1:], args.script),
+    )
+    reporting.finish(made, tables(made), args.out)
 
 
 def _without_folder(line: list[str], script: Path | None) -> list[str]:
