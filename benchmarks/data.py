@@ -172,6 +172,7 @@ def ours(paths: list[str], size: int, scratch: str, who: Contender) -> Iterator[
         cache_dir=scratch,
         resample=who.resample,
         dct_scaling=who.dct_scaling,
+        keep_mib=0,
     )
     data = open_data(config, seed=0)
     for batch in data.train_loader(micro_batch=BATCH, rank=0, world=1, start=0, pin_memory=False):

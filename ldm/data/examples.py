@@ -13,20 +13,25 @@ from ldm import rng
 from ldm.data.captions import BadSampleError, Captions
 from ldm.data.collate import Example, collate
 from ldm.data.decode import open_picture
+from ldm.data.kept import Kept
 from ldm.data.picture_size import PICTURE_EXTS
-from ldm.data.transforms import Pair, Transform
+from ldm.data.transforms import Pair, Shown, Transform
 from ldm.types import ImageBatch, Skipped
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Decode, transform, choose the caption; all chance is keyed by (seed, purpose, number)."""
+    """Decode, transform, choose the caption; all chance is keyed by (seed, purpose, number).
+
+    kept: of pictures that are cut alike at every visit; None: each is decoded again.
+    """
 
     transform: Transform
     seed: int
     captions: Captions = field(default_factory=Captions)
     max_pixels: int = 100_000_000
     image_exts: tuple[str, ...] = PICTURE_EXTS
+    kept: Kept | None = None
 
     @property
     def exts(self) -> tuple[str, ...]:
@@ -55,8 +60,13 @@ class Examples:
         data = next((members[ext] for ext in self.image_exts if ext in members), None)
         if data is None:
             raise BadSampleError(f"no picture; the sample has {', '.join(sorted(members))}")
-        picture = open_picture(data, max_pixels=self.max_pixels)
-        return Example(number, key, caption, self.transform.apply(picture, draws[:4], shape))
+
+        def cut() -> Shown:
+            picture = open_picture(data, max_pixels=self.max_pixels)
+            return self.transform.cut(picture, draws[:4], shape)
+
+        shown = cut() if self.kept is None else self.kept.get(data, shape, cut)
+        return Example(number, key, caption, self.transform.flipped(shown, draws[:4]))
 
     def collate(self, examples: Sequence[Example], skipped: Sequence[Skipped] = ()) -> ImageBatch:
         """Samples of one picture size -> ImageBatch."""

@@ -77,6 +77,7 @@ class DataConfig:
     overfit_samples: int = 0
     cache_dir: str | None = None
     cache_gb: float = 50.0
+    keep_mib: int = 128
     num_workers: int = 4
     start_method: StartMethod = "fork"
     prefetch: int = 2
@@ -165,6 +166,11 @@ class DataConfig:
             dct_scaling=self.dct_scaling,
         )
 
+    def keeps(self, samples: int) -> bool:
+        """Whether so many pictures, once decoded, all fit into `keep_mib` and stay as they are."""
+        size = samples * 3 * self.size**2
+        return self.transform().is_fixed and size <= self.keep_mib << 20
+
     def val_transform(self) -> Transform:
         """For validation: nothing left to chance, JPEGs decoded in full."""
         return Transform(size=self.size, resample=self.resample)
@@ -211,6 +217,7 @@ _OF_PICTURES = {
     "max_zoom": 1.0,
     "resample": "bicubic",
     "dct_scaling": False,
+    "keep_mib": 128,
 }
 _LEAST = {
     "max_pixels": 1,
@@ -220,6 +227,7 @@ _LEAST = {
     "epoch_samples": 1,
     "overfit_samples": 0,
     "cache_gb": 0.0,
+    "keep_mib": 0,
     "num_workers": 0,
     "prefetch": 1,
 }

@@ -12,6 +12,7 @@ import numpy as np
 
 from ldm.data.examples import Examples
 from ldm.data.filters import parse_filter
+from ldm.data.kept import Kept
 from ldm.data.latents import LatentExamples, Layout, probe
 from ldm.data.lines import (
     Lines,
@@ -162,6 +163,8 @@ def open_data(config: DataConfig, *, seed: int, batch_size: int | None = None) -
         held_out = joined([val for _, val in pairs])[0]
     if config.overfit_samples:
         indices = [first_samples(index, config.overfit_samples) for index in indices]
+    if isinstance(examples, Examples) and config.keeps(sum(len(index) for index in indices)):
+        examples = replace(examples, kept=Kept())
     lines = _lines(config, indices, seed, batch_size)
     latent = isinstance(examples, LatentExamples)
     return Data(
@@ -291,7 +294,7 @@ def _validation(
         index = _of_size(index, examples.layout.shape)
     examples = replace(examples, captions=examples.captions.fixed())
     if isinstance(examples, Examples):
-        examples = replace(examples, transform=config.val_transform())
+        examples = replace(examples, transform=config.val_transform(), kept=None)
     return Reader(index=index, order=Sequential(index.sizes), examples=examples)
 
 

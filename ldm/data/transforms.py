@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -63,11 +63,24 @@ class Transform:
         """What chance decides for these samples: [B,4] uniforms (top, left, flip, zoom)."""
         return rng.uniform(seed, "transform", index, (4,)).numpy()
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a picture is cut alike at every visit."""
+        return self.crop == "center" and self.max_zoom == 1.0
+
     def apply(
         self, picture: Encoded, draws: NDArray[np.float32], shape: Pair | None = None
     ) -> Shown:
         """The picture at `shape` (height, width), by default the square. draws: [4] of it."""
-        top_u, left_u, flip_u, zoom_u = (float(u) for u in draws)
+        return self.flipped(self.cut(picture, draws, shape), draws)
+
+    def flipped(self, shown: Shown, draws: NDArray[np.float32]) -> Shown:
+        """The picture, mirrored where chance has it."""
+        return replace(shown, pixels=shown.pixels[:, ::-1]) if draws[2] < self.flip else shown
+
+    def cut(self, picture: Encoded, draws: NDArray[np.float32], shape: Pair | None = None) -> Shown:
+        """`apply` without the mirror."""
+        top_u, left_u, _, zoom_u = (float(u) for u in draws)
         shape = shape or (self.size, self.size)
         resized = self._covering(picture.size, shape, zoom_u)
         spare = (resized[0] - shape[0], resized[1] - shape[1])
@@ -82,8 +95,6 @@ class Transform:
             shape=shape,
             resample=self.resample,
         )
-        if flip_u < self.flip:
-            pixels = pixels[:, ::-1]
         return Shown(pixels, picture.size, (top, left))
 
     def _covering(self, native: Pair, shape: Pair, zoom_u: float) -> Pair:

@@ -40,6 +40,7 @@ HARMLESS_DATA = (
     "prefetch",
     "cache_dir",
     "cache_gb",
+    "keep_mib",
     "shards",
     "max_bad_ratio",
     "max_pixels",
