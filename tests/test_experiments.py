@@ -110,6 +110,8 @@ def made_small(name: str, tmp_path: Path, base: Path | None = None) -> list[str]
         small += ["training.vae_loss.perceptual=0", "training.vae_loss.gan.width=8"]
     if cfg["adapters"]["_target_"].endswith("LoRASettings"):
         small += ["adapters.rank=4"]
+    if "token" in cfg["adapters"]:  # the captions have to have it
+        small += [f"data.templates=['{cfg['adapters']['token']}: {{}}']"]
     return [*small, "data.size=32", "widen=[]", f"init_from={base or 'null'}"]
 
 

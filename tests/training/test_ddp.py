@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,7 +53,8 @@ def test_two_processes_are_one(
     two = tmp_path / "two"
     (tmp_path / "sitecustomize.py").write_text(LEFT_AT_THE_END)
     line = (*CHANGES, f"run_dir={two}", "training.trainer.devices=2")
-    done = script("train", *line, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    places = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = script("train", *line, cwd=tmp_path, PYTHONPATH=places)
     assert done.returncode == 0, done.stderr[-3000:]
     left = [path.read_text() for path in tmp_path.glob("threads.*")]
     assert len(left) >= 2
