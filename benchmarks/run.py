@@ -73,7 +73,7 @@ ALL = (
         name="whole_run_512",
         script="whole_run",
         question="the same from JPEGs of 512 px, at 64 px with a VAE of eight pixels a latent",
-        args="--pictures 1024 --side 512 --size 64 --contenders 'ours, bf16' "
+        args="--pictures 1024 --side 512 --size 64 --rounds 3 --contenders 'ours, bf16' "
         "'ours, bf16, latents made first' \"diffusers' loop\" \"diffusers' script\"",
         quick="--quick --side 512 --size 64",
         their_script=True,

@@ -14,8 +14,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def bf16_problem(device: str) -> str | None:
-    """Why this device (cpu, cuda, cuda:1 …) has no bf16; None when it has. A CPU has, if slowly."""
-    if torch.device(device).type != "cuda":
+    """Why this device (cpu, cuda, cuda:1 …) has no bf16; None when it has, or is not there. A CPU
+    has, if slowly."""
+    if torch.device(device).type != "cuda" or not torch.cuda.is_available():
         return None
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return None

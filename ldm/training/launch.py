@@ -148,6 +148,7 @@ def part() -> None:
 
 
 def device_kind(device: str) -> str:
+    """cpu, cuda …; auto: what there is."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device).type

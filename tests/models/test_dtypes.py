@@ -15,6 +15,7 @@ from ldm.models.dtypes import bf16_problem, dtype_here
 @pytest.fixture
 def turing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU before bf16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     dtypes._warn.cache_clear()
@@ -43,6 +44,7 @@ def test_a_gpu_without_bf16_computes_in_fp32_and_says_so_once(
 
 
 def test_a_gpu_with_bf16_takes_it_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert dtype_here("auto", "cuda") == dtype_here("bf16", "cuda:1") == torch.bfloat16
     assert dtype_here("auto", "cpu") == torch.float32
@@ -55,6 +57,11 @@ def test_the_other_processes_of_a_machine_are_silent(
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert dtype_here("bf16", "cuda") == torch.float32
     assert not caplog.records
+
+
+def test_a_gpu_that_is_not_there_is_another_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bf16_problem("cuda") is None
 
 
 def test_an_unknown_dtype_is_named() -> None:

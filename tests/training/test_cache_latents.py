@@ -211,3 +211,10 @@ def test_two_caches_do_not_share_a_folder(cache: Callable[..., Path], train_shar
         cache("contexts=true")
     with pytest.raises(ConfigError, match="holds shards of something else"):
         cache(out=str(train_shards))
+
+
+def test_a_gpu_that_is_not_there_is_named(cache: Callable[..., Path]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ConfigError, match="device"):
+        cache("device=cuda", "models.vae_dtype=bf16")
