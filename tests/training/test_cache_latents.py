@@ -30,8 +30,11 @@ def cache(
 ) -> Callable[..., Path]:
     """cache("key=value", …): the training shards, encoded."""
 
-    def make(*changes: str, out: str = "cache", shards: Path = train_shards) -> Path:
-        line = (f"data.train.shards={shards}", f"out={tmp_path / out}", "device=cpu", *changes)
+    def make(
+        *changes: str, out: str = "cache", shards: Path = train_shards, device: str = "cpu"
+    ) -> Path:
+        places = (f"data.train.shards={shards}", f"out={tmp_path / out}")
+        line = (*places, f"device={device}", *changes)
         assert app.cache_latents(composed(*line, config="cache_latents")) == 0
         return tmp_path / out
 
@@ -216,5 +219,5 @@ def test_two_caches_do_not_share_a_folder(cache: Callable[..., Path], train_shar
 def test_a_gpu_that_is_not_there_is_named(cache: Callable[..., Path]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(ConfigError, match="device"):
-        cache("device=cuda", "models.vae_dtype=bf16")
+    with pytest.raises(ConfigError, match="devices=1, but torch sees 0 GPUs"):
+        cache("models.vae_dtype=bf16", device="cuda")
